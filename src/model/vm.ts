@@ -1,0 +1,95 @@
+/** What a VM is, as plain data. A spec pins everything that another host must match to take the VM over. */
+import type { ImageDigest, Uuid } from './ids.ts';
+import type { VmState } from './states.ts';
+
+export type Accelerator = 'kvm' | 'tcg';
+
+export interface NetSpec {
+  /** Name of a network of the cloudlet (`user` is always there: outbound only, through QEMU itself). */
+  network: string;
+  mac: string;
+}
+
+/** First-boot facts for the guest: cloud-init's NoCloud seed, and `viper.env` for guests without cloud-init. */
+export interface SeedSpec {
+  hostname: string;
+  sshKeys: string[];
+  /** Static addresses by interface, in the order of `nets`; none means DHCP. */
+  addresses: { mac: string; address: string; gateway?: string }[];
+  /** Raw cloud-init user data that replaces the one made from the fields above. */
+  userData?: string;
+}
+
+export interface VmSpec {
+  /** Versioned machine type, such as `pc-q35-7.2`: an alias would differ between hosts. */
+  machine: string;
+  /** What was asked for; the accelerator in use is a fact of the running VM. */
+  accelerator: Accelerator | 'auto';
+  /** Named CPU model (never `host` or `max`) and number of vCPUs. */
+  cpu: { model: string; count: number };
+  memoryBytes: number;
+  disk: { image: ImageDigest; sizeBytes: number };
+  nets: NetSpec[];
+  seed: SeedSpec;
+}
+
+export interface InstanceType {
+  name: string;
+  cpus: number;
+  memoryBytes: number;
+  diskBytes: number;
+  /** Networks to join, one interface each. */
+  nets: string[];
+}
+
+/** Why QEMU is not running any more. */
+export interface VmExit {
+  reason: 'shutdown' | 'forced' | 'crashed';
+  at: string;
+  detail: string;
+}
+
+/** How the daemon finds a QEMU again: pids are reused, the start time tells them apart. */
+export interface ProcessRef {
+  pid: number;
+  /** Field 22 of /proc/PID/stat, in clock ticks since boot. */
+  startTicks: number;
+}
+
+export interface VmRecord {
+  id: Uuid;
+  name: string;
+  state: VmState;
+  spec: VmSpec;
+  createdAt: string;
+  /** What its first disk and memory came from, if not from the image alone. */
+  origin?: { kind: 'clone'; vmId: Uuid } | { kind: 'snapshot'; snapshotId: Uuid };
+  process?: ProcessRef;
+  /** In use while the VM runs. */
+  runningWith?: Accelerator;
+  lastExit?: VmExit;
+}
+
+/** A golden snapshot: an image plus the RAM of a VM just booted from it. */
+export interface SnapshotRecord {
+  id: Uuid;
+  name: string;
+  /** The spec of the template VM; a VM started from the snapshot has the same hardware. */
+  spec: VmSpec;
+  createdAt: string;
+  memoryFileBytes: number;
+  diskFileBytes: number;
+  /** From power-on to a guest agent that answers, as measured when it was made. */
+  bootMs: number;
+}
+
+export interface ImageRecord {
+  digest: ImageDigest;
+  aliases: string[];
+  format: 'qcow2' | 'raw';
+  /** Bytes of the file, which the digest is over. */
+  fileBytes: number;
+  /** Size of the disk that a guest sees. */
+  virtualBytes: number;
+  createdAt: string;
+}
