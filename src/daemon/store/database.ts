@@ -1,0 +1,199 @@
+/**
+ * One SQLite file that one process owns.
+ *
+ * Invariants: the file lock is taken at open, held until close and falls with the process (it is a kernel lock,
+ * so `kill -9` frees it); a file of a newer Viper is never written to; a commit is on the disk before `transact`
+ * returns, unless it was made inside `relaxed`.
+ */
+import { chmodSync, closeSync, existsSync, mkdirSync, openSync } from 'node:fs';
+import { join } from 'node:path';
+import { DatabaseSync, type SQLInputValue } from 'node:sqlite';
+import { AppError } from '../../model/errors.ts';
+import { type Migration, migrations } from './schema.ts';
+
+/** A prepared statement whose rows have the type that its SQL selects. */
+export interface Statement<Row> {
+  get(...parameters: SQLInputValue[]): Row | undefined;
+  all(...parameters: SQLInputValue[]): Row[];
+  run(...parameters: SQLInputValue[]): { changes: number | bigint; lastInsertRowid: number | bigint };
+}
+
+/** SQLite's result codes, https://www.sqlite.org/rescode.html */
+const SQLITE_BUSY = 5;
+const SQLITE_CONSTRAINT_PRIMARYKEY = 1555;
+const SQLITE_CONSTRAINT_UNIQUE = 2067;
+
+export const stateFileName = 'state.sqlite';
+
+export class Database implements Disposable {
+  readonly #sqlite: DatabaseSync;
+  readonly #afterCommit: (() => void)[] = [];
+  #depth = 0;
+
+  private constructor(sqlite: DatabaseSync) {
+    this.#sqlite = sqlite;
+  }
+
+  /**
+   * Opens the state of a directory, makes it if there is none, and brings it up to the newest schema.
+   * Errors: `state_locked` if another process has it open, `state_too_new` if a newer Viper wrote it.
+   */
+  static open(directory: string, steps: readonly Migration[] = migrations): Database {
+    const path = join(directory, stateFileName);
+    preparePrivateFile(directory, path);
+    return withLockErrors(path, () => {
+      refuseNewerVersion(path, steps.length);
+      const sqlite = new DatabaseSync(path, { timeout: 0 });
+      try {
+        // Exclusive before WAL: then the first read takes the lock, and no shared-memory file is needed.
+        sqlite.exec('PRAGMA locking_mode = EXCLUSIVE');
+        sqlite.exec('PRAGMA journal_mode = WAL');
+        sqlite.exec('PRAGMA synchronous = FULL');
+        sqlite.exec('PRAGMA foreign_keys = ON');
+        const database = new Database(sqlite);
+        database.#migrate(path, steps);
+        return database;
+      } catch (error) {
+        sqlite.close();
+        throw error;
+      }
+    });
+  }
+
+  prepare<Row = never>(sql: string): Statement<Row> {
+    return this.#sqlite.prepare(sql) as unknown as Statement<Row>;
+  }
+
+  /**
+   * Runs synchronous work in one transaction: all of it is kept, or nothing if it throws. Nested calls are
+   * savepoints, so an inner failure that is caught leaves no half of the inner work behind.
+   */
+  transact<T>(work: () => T): T {
+    const savepoint = `nested_${this.#depth}`;
+    const nested = this.#depth > 0;
+    const pending = this.#afterCommit.length;
+    this.#sqlite.exec(nested ? `SAVEPOINT ${savepoint}` : 'BEGIN IMMEDIATE');
+    this.#depth += 1;
+    let result: T;
+    try {
+      result = work();
+      this.#sqlite.exec(nested ? `RELEASE ${savepoint}` : 'COMMIT');
+    } catch (error) {
+      this.#afterCommit.length = pending;
+      // A full disk makes SQLite roll back by itself; then there is nothing left to undo.
+      if (this.#sqlite.isTransaction) {
+        this.#sqlite.exec(nested ? `ROLLBACK TO ${savepoint}; RELEASE ${savepoint}` : 'ROLLBACK');
+      }
+      throw error;
+    } finally {
+      this.#depth -= 1;
+    }
+    if (!nested) for (const run of this.#afterCommit.splice(0)) run();
+    return result;
+  }
+
+  /** Runs once what was written is committed: at once outside a transaction, never if it is rolled back. */
+  afterCommit(run: () => void): void {
+    if (this.#depth === 0) run();
+    else this.#afterCommit.push(run);
+  }
+
+  /**
+   * Commits inside are not waited for on the disk: a power cut may lose them, a crash of the process does not.
+   * For facts that are only worth having (progress, last use). Inside a transaction it changes nothing.
+   */
+  relaxed<T>(work: () => T): T {
+    if (this.#depth > 0) return work();
+    this.#sqlite.exec('PRAGMA synchronous = NORMAL');
+    try {
+      return work();
+    } finally {
+      this.#sqlite.exec('PRAGMA synchronous = FULL');
+    }
+  }
+
+  close(): void {
+    if (this.#sqlite.isOpen) this.#sqlite.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #migrate(path: string, steps: readonly Migration[]): void {
+    const version = readVersion(this.#sqlite);
+    if (version > steps.length) throw tooNew(path, version, steps.length);
+    for (const [index, step] of steps.entries()) {
+      if (index < version) continue;
+      this.transact(() => {
+        this.#sqlite.exec(step.sql);
+        this.#sqlite.exec(`PRAGMA user_version = ${index + 1}`);
+      });
+    }
+  }
+}
+
+/** True if the error says that a unique column, such as `vms.name`, has the value already. */
+export function violatesUnique(error: unknown, column: string): boolean {
+  const code = sqliteCode(error);
+  return (
+    (code === SQLITE_CONSTRAINT_UNIQUE || code === SQLITE_CONSTRAINT_PRIMARYKEY) &&
+    (error as Error).message.endsWith(`: ${column}`)
+  );
+}
+
+/**
+ * SQLite must not be the one that makes the file, because it would ask for mode 0644. An existing file is only
+ * named, never opened here: closing any descriptor of it would drop the lock that this process may hold.
+ */
+function preparePrivateFile(directory: string, path: string): void {
+  mkdirSync(directory, { recursive: true, mode: 0o700 });
+  chmodSync(directory, 0o700);
+  if (existsSync(path)) chmodSync(path, 0o600);
+  else closeSync(openSync(path, 'wx', 0o600));
+}
+
+/** Looks through a read-only connection, which leaves the file and its WAL as they are, even after a crash. */
+function refuseNewerVersion(path: string, newest: number): void {
+  const sqlite = new DatabaseSync(path, { readOnly: true, timeout: 0 });
+  try {
+    const version = readVersion(sqlite);
+    if (version > newest) throw tooNew(path, version, newest);
+  } finally {
+    sqlite.close();
+  }
+}
+
+const readVersion = (sqlite: DatabaseSync): number =>
+  Number(sqlite.prepare('PRAGMA user_version').get()!.user_version);
+
+const tooNew = (path: string, version: number, newest: number): AppError =>
+  new AppError(
+    'state_too_new',
+    `Cannot open ${path}: its schema is ${version}, this Viper knows ${newest}.`,
+    {
+      version,
+      newest,
+    },
+  );
+
+function withLockErrors<T>(path: string, open: () => T): T {
+  try {
+    return open();
+  } catch (error) {
+    if (sqliteCode(error) !== SQLITE_BUSY) throw error;
+    throw new AppError(
+      'state_locked',
+      `Cannot open ${path}: another daemon holds it.`,
+      { path },
+      { cause: error },
+    );
+  }
+}
+
+function sqliteCode(error: unknown): number | undefined {
+  if (!(error instanceof Error) || !('errcode' in error)) return undefined;
+  const code = Number(error.errcode);
+  // Extended codes of SQLITE_BUSY (recovery, snapshot) mean the same here.
+  return (code & 0xff) === SQLITE_BUSY ? SQLITE_BUSY : code;
+}
