@@ -1,0 +1,71 @@
+/** For tests only: a CA, and certificates that it has signed for 127.0.0.1 and localhost. */
+
+// @peculiar/x509 keeps its classes in a container that wants these three; nothing else of reflect-metadata.
+const notes = new WeakMap<object, Map<unknown, unknown>>();
+const read = (key: unknown, target: object) => notes.get(target)?.get(key);
+if (!('getMetadata' in Reflect)) {
+  Object.assign(Reflect, {
+    getMetadata: read,
+    getOwnMetadata: read,
+    defineMetadata(key: unknown, value: unknown, target: object) {
+      notes.set(target, (notes.get(target) ?? new Map()).set(key, value));
+    },
+  });
+}
+const x509 = await import('@peculiar/x509');
+
+const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
+x509.cryptoProvider.set(globalThis.crypto);
+
+export interface FakeCertificate {
+  /** PEM. */
+  certificate: string;
+  key: string;
+}
+
+export interface FakeCa {
+  /** PEM. */
+  certificate: string;
+  issue(name: string): Promise<FakeCertificate>;
+}
+
+export async function fakeCa(): Promise<FakeCa> {
+  const keys = await newKeys();
+  const ca = await x509.X509CertificateGenerator.createSelfSigned({
+    name: 'CN=Fake fleet',
+    keys,
+    signingAlgorithm: algorithm,
+    notBefore: new Date(Date.now() - 60_000),
+    notAfter: new Date(Date.now() + 3_600_000),
+    extensions: [new x509.BasicConstraintsExtension(true, undefined, true)],
+  });
+  return {
+    certificate: ca.toString('pem'),
+    async issue(name) {
+      const own = await newKeys();
+      const certificate = await x509.X509CertificateGenerator.create({
+        subject: `CN=${name}`,
+        issuer: ca.subject,
+        publicKey: own.publicKey,
+        signingKey: keys.privateKey,
+        signingAlgorithm: algorithm,
+        notBefore: new Date(Date.now() - 60_000),
+        notAfter: new Date(Date.now() + 3_600_000),
+        extensions: [
+          new x509.SubjectAlternativeNameExtension([
+            { type: 'dns', value: 'localhost' },
+            { type: 'ip', value: '127.0.0.1' },
+          ]),
+        ],
+      });
+      return { certificate: certificate.toString('pem'), key: await pemOf(own.privateKey) };
+    },
+  };
+}
+
+const newKeys = () => globalThis.crypto.subtle.generateKey(algorithm, true, ['sign', 'verify']);
+
+async function pemOf(key: CryptoKey): Promise<string> {
+  const bytes = await globalThis.crypto.subtle.exportKey('pkcs8', key);
+  return x509.PemConverter.encode(bytes, 'PRIVATE KEY');
+}
