@@ -135,7 +135,7 @@ describe('cancelling', () => {
     assert.equal((await fixture.operations.wait(id)).state, 'succeeded');
     assert.throws(() => fixture.operations.cancel(id), {
       code: 'wrong_state',
-      details: { state: 'succeeded' },
+      details: { state: 'succeeded', allowed: [] },
     });
   });
 
