@@ -68,7 +68,7 @@ export const Health = Exact({
 });
 
 export const Whoami = Exact({
-  credentialId: Type.String(),
+  id: Type.String({ description: 'Of the token, or of the cloudlet.' }),
   name: Type.String(),
   scopes: Type.Array(OneOf(['admin', 'operate', 'read', 'device', 'peer'])),
 });
@@ -227,13 +227,25 @@ export const VmSummary = Exact({
 });
 export const VmPage = Page(VmSummary);
 
+/** What the guest says of itself; each part is missing if its agent does not tell it. */
 export const Guest = Exact({
   hostname: Type.Optional(Type.String()),
   os: Type.Optional(
-    Exact({ id: Type.String(), name: Type.String(), version: Type.String(), kernel: Type.String() }),
+    Exact({
+      id: Type.Optional(Type.String()),
+      name: Type.Optional(Type.String()),
+      version: Type.Optional(Type.String()),
+    }),
   ),
+  kernel: Type.Optional(Type.String()),
   interfaces: Type.Optional(
-    Type.Array(Exact({ name: Type.String(), mac: Type.String(), addresses: Type.Array(Type.String()) })),
+    Type.Array(
+      Exact({
+        name: Type.String(),
+        mac: Type.Optional(Type.String()),
+        addresses: Type.Array(Exact({ address: Type.String(), prefixLength: Type.Integer() })),
+      }),
+    ),
   ),
 });
 

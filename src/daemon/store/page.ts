@@ -6,8 +6,8 @@ import { AppError } from '../../model/errors.ts';
 import type { Statement } from './database.ts';
 
 export interface PageRequest {
-  /** Rows wanted, at most 1,000. */
-  limit: number;
+  /** Rows wanted, 50 if absent, at most 1,000. */
+  limit?: number | undefined;
   /** `next` of the page before; absent for the first page. */
   after?: string | undefined;
 }
@@ -32,7 +32,7 @@ export function readPage<Row, T>(
   position: (row: Row) => [sortKey: string, id: string],
   parse: (row: Row) => T,
 ): Page<T> {
-  const limit = Math.max(1, Math.min(request.limit, MAX_LIMIT));
+  const limit = Math.max(1, Math.min(request.limit ?? 50, MAX_LIMIT));
   const [sortKey, id] = request.after === undefined ? ['', ''] : decodeCursor(request.after);
   // One row more than asked for tells whether there is a next page.
   const rows = statement.all(sortKey, id, limit + 1);

@@ -1,0 +1,189 @@
+/**
+ * One cloudlet as a library: everything that the daemon does, without HTTP. This is the composition root; it
+ * wires the rooms together and knows nothing else.
+ */
+
+import { mkdir, statfs } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import type { FastifyBaseLogger } from 'fastify';
+import pino from 'pino';
+import type { Static } from 'typebox';
+import { openApiDocument } from '../contract/openapi.ts';
+import type * as schemas from '../contract/schemas.ts';
+import { type CloudletIdentity, loadCloudlet } from '../fleet/identity.ts';
+import { Taps } from '../network/index.ts';
+import { Host } from '../vm/host.ts';
+import { run } from '../vm/run.ts';
+import { type Config, loadConfig } from './config.ts';
+import { Credentials } from './credentials.ts';
+import { EventLog } from './events.ts';
+import { Fleet } from './fleet.ts';
+import { ImageService } from './images.ts';
+import { Metrics } from './metrics.ts';
+import { Operations } from './operations.ts';
+import { type Paths, statePaths } from './paths.ts';
+import { SnapshotService } from './snapshots.ts';
+import { Store } from './store/index.ts';
+import { recoverVms } from './vms/recovery.ts';
+import { VmRegistry } from './vms/registry.ts';
+import { Runner } from './vms/runner.ts';
+import { VmService } from './vms/service.ts';
+
+export interface OpenOptions {
+  /** The state directory, made by `viper init` or `viper join`. */
+  directory: string;
+  log?: FastifyBaseLogger;
+}
+
+export const version: string = createRequire(import.meta.url)('../../package.json').version;
+
+export class Cloudlet implements AsyncDisposable {
+  readonly version = version;
+  readonly identity: CloudletIdentity;
+  readonly config: Config;
+  readonly log: FastifyBaseLogger;
+  readonly events: EventLog;
+  readonly operations: Operations;
+  readonly credentials: Credentials;
+  readonly images: ImageService;
+  readonly snapshots: SnapshotService;
+  readonly vms: VmService;
+  readonly fleet: Fleet;
+  readonly host: Host;
+  readonly metrics: Metrics;
+  /** The OpenAPI document as JSON: made once, it never changes. */
+  readonly openApi = Buffer.from(JSON.stringify(openApiDocument({ version })));
+  readonly #store: Store;
+  readonly #registry: VmRegistry;
+  readonly #runner: Runner;
+  readonly #paths: Paths;
+  readonly #taps: Taps;
+  readonly #closing = new AbortController();
+
+  /**
+   * Opens the state, takes over the VMs that run, and is then ready. Errors: `not_initialised`, `state_locked`,
+   * `state_too_new`, `invalid_request` for a bad config.
+   */
+  static async open({ directory, log = pino({ level: 'warn' }) }: OpenOptions): Promise<Cloudlet> {
+    const identity = await loadCloudlet(directory);
+    const config = await loadConfig(directory);
+    const cloudlet = new Cloudlet({ directory, identity, config, log, store: new Store(directory) });
+    try {
+      await cloudlet.#recover();
+    } catch (error) {
+      await cloudlet.close();
+      throw error;
+    }
+    return cloudlet;
+  }
+
+  private constructor(parts: {
+    directory: string;
+    identity: CloudletIdentity;
+    config: Config;
+    log: FastifyBaseLogger;
+    store: Store;
+  }) {
+    const { identity, config, log, store } = parts;
+    const paths = statePaths(parts.directory);
+    this.identity = identity;
+    this.config = config;
+    this.log = log;
+    this.#store = store;
+    this.host = new Host();
+    this.events = new EventLog(store);
+    this.#registry = new VmRegistry(store, this.events);
+    this.metrics = new Metrics(() => this.#registry.countByState());
+    this.operations = new Operations({
+      store,
+      events: this.events,
+      onBug: (error, operation) =>
+        log.error({ err: error.cause, operationId: operation.id }, 'operation failed'),
+    });
+    this.credentials = new Credentials({
+      store,
+      identity,
+      onRefusal: (reason) => this.metrics.countRefusedCaller(reason),
+    });
+    this.images = new ImageService({ store, events: this.events, paths, config });
+    this.#taps = new Taps({ owner: identity.id, networks: config.networks, run });
+    const runner = new Runner({ paths, host: this.host, config, taps: this.#taps });
+    const parts_ = {
+      events: this.events,
+      operations: this.operations,
+      images: this.images,
+      runner,
+      paths,
+      config,
+    };
+    this.snapshots = new SnapshotService({
+      ...parts_,
+      store,
+      usersOf: (id) => this.#registry.startingFrom(id),
+    });
+    this.vms = new VmService({
+      ...parts_,
+      registry: this.#registry,
+      snapshots: this.snapshots,
+      metrics: this.metrics,
+    });
+    this.fleet = new Fleet({ identity, store, events: this.events, log });
+    this.#runner = runner;
+    this.#paths = paths;
+  }
+
+  async #recover(): Promise<void> {
+    const paths = this.#paths;
+    for (const each of [paths.images, paths.vms, paths.snapshots])
+      await mkdir(each, { recursive: true, mode: 0o700 });
+    await this.images.recover();
+    await recoverVms({
+      registry: this.#registry,
+      vms: this.vms,
+      runner: this.#runner,
+      paths,
+      knowsSnapshot: (id) => this.#store.snapshots.get(id) !== undefined,
+      log: this.log,
+    });
+    const strays = await this.#taps.removeStrays(this.#registry.all().map(({ record }) => record.id));
+    if (strays.length > 0) this.log.warn({ taps: strays }, 'removed taps of VMs that are gone');
+  }
+
+  /** Aborts when the cloudlet closes: for work that lives as long as it. */
+  get closing(): AbortSignal {
+    return this.#closing.signal;
+  }
+
+  async facts(): Promise<Static<typeof schemas.Cloudlet>> {
+    const [host, disk] = await Promise.all([this.host.facts(), statfs(this.#paths.root)]);
+    const counts = this.#registry.countByState();
+    return {
+      id: this.identity.id,
+      name: this.identity.name,
+      url: this.identity.url,
+      fleetId: this.identity.fleetId,
+      version: this.version,
+      accelerator: host.accelerator,
+      qemuVersion: host.qemu.version,
+      cpus: host.cpus,
+      memory: { totalBytes: host.memory.totalBytes, freeBytes: host.memory.availableBytes },
+      disk: { totalBytes: disk.blocks * disk.bsize, freeBytes: disk.bavail * disk.bsize },
+      networks: this.config.networks.map(({ name, kind }) => ({ name, kind })),
+      vms: { total: this.#registry.all().length, running: counts.get('running') ?? 0 },
+    };
+  }
+
+  /** Lets go of everything; the guests run on. */
+  async close(): Promise<void> {
+    this.#closing.abort();
+    await this.operations.close();
+    this.vms.detach();
+    await this.fleet.close();
+    this.events.close();
+    this.#store.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}

@@ -1,0 +1,101 @@
+/**
+ * What an operator sets: `config.json` in the state directory, all of it optional. Unknown or bad fields are
+ * refused at start by name, before anything runs.
+ */
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { Type } from 'typebox';
+import { InstanceType as InstanceTypeSchema, Name } from '../contract/schemas.ts';
+import { AppError } from '../model/errors.ts';
+import { GiB, MiB } from '../model/units.ts';
+import type { InstanceType } from '../model/vm.ts';
+import type { CloudletNetwork } from '../network/index.ts';
+import { compileFor, invalidRequest, problemsOf } from './http/validation.ts';
+
+export const defaultListen = '127.0.0.1:7443';
+
+export interface Config {
+  /** HOST:PORT of the API. */
+  listen: string;
+  instanceTypes: InstanceType[];
+  /** `user` is always among them. */
+  networks: CloudletNetwork[];
+  /** Origins of web pages that may call the API from a browser. */
+  corsOrigins: string[];
+  /** Defaults for what a caller leaves open; versioned and named, so that a VM can move. */
+  machine: string;
+  cpuModel: string;
+  /** Free space that is never given away, for the host itself. */
+  reserveBytes: number;
+}
+
+const instance = (name: string, cpus: number, memoryBytes: number, diskBytes: number): InstanceType => ({
+  name,
+  cpus,
+  memoryBytes,
+  diskBytes,
+  nets: ['user'],
+});
+
+export const defaultConfig: Config = {
+  listen: defaultListen,
+  instanceTypes: [
+    instance('tiny', 1, 256 * MiB, GiB),
+    instance('small', 1, 512 * MiB, 4 * GiB),
+    instance('medium', 2, 1 * GiB, 10 * GiB),
+    instance('large', 2, 2 * GiB, 20 * GiB),
+    instance('xlarge', 4, 4 * GiB, 40 * GiB),
+  ],
+  networks: [{ name: 'user', kind: 'user' }],
+  corsOrigins: [],
+  // The oldest supported QEMU knows it, so every supported host can take the VM.
+  machine: 'pc-q35-7.2',
+  // x86-64-v2 as a named model: every server of the last 15 years has it, and TCG can do all of it.
+  cpuModel: 'Nehalem-v1',
+  reserveBytes: 256 * MiB,
+};
+
+const Bridge = Type.Object(
+  { name: Name, kind: Type.Literal('bridge'), bridge: Type.String({ pattern: '^[a-zA-Z0-9_.-]{1,15}$' }) },
+  { additionalProperties: false },
+);
+const ConfigFile = Type.Object(
+  {
+    listen: Type.Optional(Type.String()),
+    instanceTypes: Type.Optional(Type.Array(InstanceTypeSchema, { maxItems: 100 })),
+    networks: Type.Optional(Type.Array(Bridge, { maxItems: 100 })),
+    corsOrigins: Type.Optional(
+      Type.Array(Type.String({ pattern: '^https?://[^/\\s]+$' }), { maxItems: 100 }),
+    ),
+    machine: Type.Optional(Type.String()),
+    cpuModel: Type.Optional(Type.String()),
+    reserveBytes: Type.Optional(Type.Integer({ minimum: 0 })),
+  },
+  { additionalProperties: false },
+);
+const validate = compileFor('body', ConfigFile);
+
+/** The file's settings over the defaults; no file is fine. */
+export async function loadConfig(directory: string): Promise<Config> {
+  const file = path.join(directory, 'config.json');
+  let text: string;
+  try {
+    text = await readFile(file, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return defaultConfig;
+    throw error;
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new AppError('invalid_request', `${file} is not JSON`, { problems: [] }, { cause });
+  }
+  if (!validate(value)) throw invalidRequest(problemsOf(validate.errors ?? [], file));
+  const settings = value as Partial<Config>;
+  return {
+    ...defaultConfig,
+    ...settings,
+    networks: [...defaultConfig.networks, ...(settings.networks ?? [])],
+  };
+}

@@ -1,0 +1,57 @@
+/** Who is calling, and may they: one decision for HTTP requests and for the console's WebSocket. */
+import type { X509Certificate } from 'node:crypto';
+import type { TLSSocket } from 'node:tls';
+import type { FastifyRequest } from 'fastify';
+import type { Access } from '../../contract/routes.ts';
+import { AppError } from '../../model/errors.ts';
+import type { Cloudlet } from '../cloudlet.ts';
+import type { Principal } from '../credentials.ts';
+
+const callers = new WeakMap<FastifyRequest, Principal>();
+/** A certificate is read once for each connection. */
+const certificates = new WeakMap<object, X509Certificate | null>();
+
+/** Who made the request; undefined on an open route. */
+export const callerOf = (request: FastifyRequest): Principal | undefined => callers.get(request);
+
+function peerCertificate(request: FastifyRequest): X509Certificate | undefined {
+  const socket = request.raw.socket as TLSSocket;
+  // Without TLS (a test's injected request, a user's own server behind a proxy) there is none.
+  if (typeof socket.getPeerX509Certificate !== 'function') return undefined;
+  let certificate = certificates.get(socket);
+  if (certificate === undefined) {
+    certificate = socket.getPeerX509Certificate() ?? null;
+    certificates.set(socket, certificate);
+  }
+  return certificate ?? undefined;
+}
+
+function bearerOf(request: FastifyRequest): string | undefined {
+  const header = request.headers.authorization;
+  if (header?.slice(0, 7).toLowerCase() === 'bearer ') return header.slice(7).trim();
+  // A browser cannot set headers on a WebSocket: the token comes as an offered subprotocol.
+  const offered = request.headers['sec-websocket-protocol'];
+  return offered
+    ?.split(',')
+    .map((each) => each.trim())
+    .find((each) => each.startsWith('bearer.'))
+    ?.slice('bearer.'.length);
+}
+
+/** Notes the caller on the request, or refuses: 401 for no good credential, 403 for too small a one. */
+export function authorize(cloudlet: Cloudlet, access: Access, request: FastifyRequest): void {
+  if (access === 'open') return;
+  const caller = cloudlet.credentials.authenticate({
+    bearer: bearerOf(request),
+    peerCertificate: peerCertificate(request),
+  });
+  callers.set(request, caller);
+  if (access === 'any') return;
+  const enough: readonly string[] = access === 'read-or-peer' ? ['read', 'peer'] : [access];
+  if (caller.scopes.some((scope) => enough.includes(scope))) return;
+  cloudlet.metrics.countRefusedCaller('scope');
+  throw new AppError('forbidden', `The credential '${caller.name}' lacks the scope ${enough.join(' or ')}`, {
+    wanted: enough,
+    scopes: caller.scopes,
+  });
+}

@@ -1,0 +1,42 @@
+/** The docs page: Swagger UI from its npm package, over the document that this daemon answers with. */
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import fastifyStatic from '@fastify/static';
+import type { FastifyInstance } from 'fastify';
+
+const page = `<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <title>Viper API</title>
+  <link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+  <div id="swagger-ui"></div>
+  <script src="/docs/swagger-ui-bundle.js"></script>
+  <script src="/docs/start.js"></script>
+</body>
+</html>
+`;
+const start = `SwaggerUIBundle({
+  url: '/v1/openapi.json', dom_id: '#swagger-ui', deepLinking: true, persistAuthorization: false,
+});
+`;
+// Swagger UI sets inline styles; scripts come from here only.
+const policy =
+  "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'";
+
+/** Adds `/docs`; the document itself is an endpoint of the contract. */
+export async function registerDocs(app: FastifyInstance): Promise<void> {
+  const assets = path.dirname(createRequire(import.meta.url).resolve('swagger-ui-dist/package.json'));
+  app.get('/docs', async (_request, reply) => {
+    reply.header('content-security-policy', policy);
+    return reply.type('text/html; charset=utf-8').send(page);
+  });
+  app.get('/docs/start.js', async (_request, reply) => reply.type('text/javascript').send(start));
+  await app.register(fastifyStatic, { root: assets, serve: false });
+  for (const file of ['swagger-ui.css', 'swagger-ui-bundle.js'] as const) {
+    app.get(`/docs/${file}`, (_request, reply) => reply.sendFile(file));
+  }
+}

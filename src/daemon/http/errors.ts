@@ -1,0 +1,44 @@
+/** From anything thrown to the one JSON shape of errors. */
+import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
+import { AppError, asAppError, type ErrorCode, httpStatus } from '../../model/errors.ts';
+import { invalidRequest, problemsOf } from './validation.ts';
+
+const fromFramework: Record<string, ErrorCode> = {
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: 'unsupported_media_type',
+  FST_ERR_CTP_BODY_TOO_LARGE: 'payload_too_large',
+};
+
+function toAppError(error: FastifyError | AppError): AppError {
+  if (error instanceof AppError) return error;
+  if (error.validation) {
+    return invalidRequest(problemsOf(error.validation as never, error.validationContext ?? 'request'));
+  }
+  const known = fromFramework[error.code];
+  if (known) return new AppError(known, `The request was refused: ${error.message}`);
+  if (error.statusCode && error.statusCode >= 400 && error.statusCode < 500) {
+    return new AppError('invalid_request', `The request was refused: ${error.message}`, { problems: [] });
+  }
+  return asAppError(error);
+}
+
+export const errorBody = (error: AppError, requestId: string) => ({
+  error: { code: error.code, message: error.message, details: error.details, requestId },
+});
+
+/** Fastify's error handler: answers by code, logs what the caller may not see. */
+export function answerError(
+  thrown: FastifyError | AppError,
+  request: FastifyRequest,
+  reply: FastifyReply,
+): void {
+  const error = toAppError(thrown);
+  const status = httpStatus(error.code);
+  if (status >= 500) request.log.error({ err: thrown, code: error.code }, 'request failed');
+  // The cause of a bug stays in the log: it may quote what belongs to somebody else.
+  const shown =
+    error.code === 'internal'
+      ? new AppError('internal', 'Unexpected failure; see the log by request id')
+      : error;
+  if (status === 401) reply.header('www-authenticate', 'Bearer realm="viper"');
+  reply.code(status).send(errorBody(shown, request.id));
+}

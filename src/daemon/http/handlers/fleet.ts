@@ -1,0 +1,18 @@
+import type { Cloudlet } from '../../cloudlet.ts';
+import type { Handlers } from '../server.ts';
+
+type Names = 'listPeers' | 'announcePeer' | 'removePeer' | 'createJoinToken' | 'joinMember';
+
+export const fleetHandlers = ({ fleet }: Cloudlet): Handlers<Names> => ({
+  listPeers: () => ({ items: fleet.peers() }),
+  announcePeer: ({ body, caller }) => {
+    fleet.announced(body, caller);
+    return undefined;
+  },
+  removePeer: ({ params }) => {
+    fleet.remove(params.peer);
+    return undefined;
+  },
+  createJoinToken: ({ body }) => fleet.createJoinToken(body.expiresInS ?? 3600),
+  joinMember: ({ body }) => fleet.admit(body),
+});

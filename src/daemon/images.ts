@@ -1,0 +1,132 @@
+/** The images of this cloudlet: the files with their records and aliases, told by events. */
+import type { Static } from 'typebox';
+import type { ImportQuery } from '../contract/schemas.ts';
+import { AppError } from '../model/errors.ts';
+import type { ImageDigest } from '../model/ids.ts';
+import type { ImageRecord } from '../model/vm.ts';
+import { cleanLeftovers, importImage, listImages, removeImage } from '../vm/images.ts';
+import type { Config } from './config.ts';
+import type { EventLog } from './events.ts';
+import type { Paths } from './paths.ts';
+import type { Page, PageRequest, Store } from './store/index.ts';
+
+/** Each holds a connection and hashes: more at once only make each other slow. */
+const maxImports = 8;
+
+type ImportRequest = Static<typeof ImportQuery> & { sizeBytes?: number };
+
+export class ImageService {
+  readonly #store: Store;
+  readonly #events: EventLog;
+  readonly #paths: Paths;
+  readonly #config: Config;
+  #importing = 0;
+  /** Files on their way out. */
+  readonly #removals = new Map<ImageDigest, Promise<void>>();
+
+  constructor(options: { store: Store; events: EventLog; paths: Paths; config: Config }) {
+    this.#store = options.store;
+    this.#events = options.events;
+    this.#paths = options.paths;
+    this.#config = options.config;
+  }
+
+  list(request: PageRequest): Page<ImageRecord> {
+    return this.#store.images.list(request);
+  }
+
+  /** By digest or alias. */
+  get(reference: string): ImageRecord {
+    const found = this.#store.images.find(reference);
+    if (found) return found;
+    throw new AppError('not_found', `There is no image '${reference}'`, { kind: 'image', name: reference });
+  }
+
+  /** Takes the file in; the same bytes again only add the alias. Nothing stays behind of one that fails. */
+  async import(
+    source: AsyncIterable<Uint8Array>,
+    request: ImportRequest,
+    signal: AbortSignal,
+  ): Promise<ImageRecord> {
+    if (this.#importing >= maxImports) {
+      throw new AppError('too_many', `${maxImports} images are being imported already`, {
+        limit: maxImports,
+      });
+    }
+    const { alias, digest: expectedDigest, format, sizeBytes } = request;
+    if (alias && this.#store.images.getByAlias(alias)) {
+      throw new AppError('name_taken', `There is an image '${alias}' already`, {
+        kind: 'image',
+        name: alias,
+      });
+    }
+    this.#importing += 1;
+    try {
+      const imported = await importImage(this.#paths.images, {
+        source,
+        signal,
+        reserveBytes: this.#config.reserveBytes,
+        ...(sizeBytes === undefined ? {} : { sizeBytes }),
+        ...(expectedDigest === undefined ? {} : { expectedDigest }),
+        ...(format === undefined ? {} : { format }),
+      });
+      const removal = this.#removals.get(imported.digest);
+      if (removal) {
+        // The import found the file still there and wrote none; now it is gone.
+        await removal;
+        throw new AppError('interrupted', `Image ${imported.digest} was removed while it was imported: send it again`);
+      }
+      return this.#record(imported, alias);
+    } finally {
+      this.#importing -= 1;
+    }
+  }
+
+  #record(imported: Omit<ImageRecord, 'aliases' | 'createdAt'>, alias: string | undefined): ImageRecord {
+    return this.#store.transact(() => {
+      if (!this.#store.images.get(imported.digest)) {
+        this.#store.images.insert({ ...imported, aliases: [], createdAt: new Date().toISOString() });
+        this.#events.append({ kind: 'image.imported', data: { ...imported } });
+      }
+      if (alias) this.#store.images.addAlias(imported.digest, alias);
+      return this.get(imported.digest);
+    });
+  }
+
+  addAlias(reference: string, alias: string): ImageRecord {
+    const { digest } = this.get(reference);
+    this.#store.images.moveAlias(digest, alias);
+    return this.get(digest);
+  }
+
+  removeAlias(reference: string, alias: string): void {
+    const { digest } = this.get(reference);
+    if (this.#store.images.deleteAlias(digest, alias)) return;
+    throw new AppError('not_found', `Image '${reference}' has no alias '${alias}'`, {
+      kind: 'alias',
+      name: alias,
+    });
+  }
+
+  /** Errors: `in_use` while a VM or a golden snapshot needs it. */
+  async remove(reference: string): Promise<void> {
+    const { digest } = this.get(reference);
+    // The record goes first: from then on nobody can start to use the file.
+    this.#store.transact(() => {
+      this.#store.images.delete(digest);
+      this.#events.append({ kind: 'image.deleted', data: { digest } });
+    });
+    const removal = removeImage(this.#paths.images, digest).finally(() => this.#removals.delete(digest));
+    this.#removals.set(digest, removal);
+    await removal;
+  }
+
+  /** Takes away what a daemon that died had left half-written. */
+  async recover(): Promise<void> {
+    await cleanLeftovers(this.#paths.images);
+    // A file whose record was never written, or already deleted, when the daemon died.
+    for (const { digest } of await listImages(this.#paths.images)) {
+      if (!this.#store.images.get(digest)) await removeImage(this.#paths.images, digest);
+    }
+  }
+}

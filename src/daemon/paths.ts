@@ -1,0 +1,27 @@
+/** Where things lie in the state directory of a cloudlet. */
+import path from 'node:path';
+import type { Uuid } from '../model/ids.ts';
+
+export interface Paths {
+  root: string;
+  images: string;
+  vms: string;
+  vm(id: Uuid): string;
+  snapshots: string;
+  snapshot(id: Uuid): string;
+  /** Where the RAM of a VM that is being cloned waits; emptied at start. */
+  captures: string;
+}
+
+export function statePaths(root: string): Paths {
+  const under = (...parts: string[]) => path.join(root, ...parts);
+  return {
+    root,
+    images: under('images'),
+    vms: under('vms'),
+    vm: (id) => under('vms', id),
+    snapshots: under('snapshots'),
+    snapshot: (id) => under('snapshots', id),
+    captures: under('captures'),
+  };
+}

@@ -1,0 +1,131 @@
+/**
+ * Golden snapshots: an image is booted once in a VM that nobody sees, and its RAM and disk are kept at the moment
+ * its guest agent answers. VMs that start from there skip the boot.
+ */
+import { rm, stat } from 'node:fs/promises';
+import type { Static } from 'typebox';
+import type { CreateSnapshot } from '../contract/schemas.ts';
+import { AppError } from '../model/errors.ts';
+import { newId, type Uuid } from '../model/ids.ts';
+import type { Operation } from '../model/operation.ts';
+import type { ImageRecord, SnapshotRecord, VmSpec } from '../model/vm.ts';
+import type { Config } from './config.ts';
+import type { EventLog } from './events.ts';
+import type { ImageService } from './images.ts';
+import type { OperationContext, Operations } from './operations.ts';
+import type { Paths } from './paths.ts';
+import type { Page, PageRequest, Store } from './store/index.ts';
+import { specFor } from './vms/hardware.ts';
+import { capturedIn, type Runner } from './vms/runner.ts';
+
+export interface SnapshotServiceOptions {
+  store: Store;
+  events: EventLog;
+  operations: Operations;
+  images: ImageService;
+  runner: Runner;
+  paths: Paths;
+  config: Config;
+  /** Names of VMs that are being started from the snapshot now. */
+  usersOf: (id: Uuid) => string[];
+}
+
+export class SnapshotService {
+  readonly #options: SnapshotServiceOptions;
+
+  constructor(options: SnapshotServiceOptions) {
+    this.#options = options;
+  }
+
+  list(request: PageRequest): Page<SnapshotRecord> {
+    return this.#options.store.snapshots.list(request);
+  }
+
+  /** By id or name. */
+  get(reference: string): SnapshotRecord {
+    const found = this.#options.store.snapshots.find(reference);
+    if (found) return found;
+    throw new AppError('not_found', `There is no snapshot '${reference}'`, {
+      kind: 'snapshot',
+      name: reference,
+    });
+  }
+
+  async create(request: Static<typeof CreateSnapshot>): Promise<Operation> {
+    const { store, operations, images, runner, config } = this.#options;
+    if (store.snapshots.getByName(request.name)) {
+      throw new AppError('name_taken', `There is a snapshot '${request.name}' already`, {
+        kind: 'snapshot',
+        name: request.name,
+      });
+    }
+    const image = images.get(request.image);
+    const spec = specFor(request, image, config);
+    await runner.check(spec);
+    const id = newId();
+    const readyTimeoutMs = request.readyTimeoutMs ?? 180_000;
+    return operations.run('snapshot.create', { snapshotId: id, name: request.name }, async (work) => {
+      await this.#make({ id, name: request.name, spec, image, readyTimeoutMs }, work);
+      return { snapshotId: id };
+    });
+  }
+
+  async #make(
+    wanted: { id: Uuid; name: string; spec: VmSpec; image: ImageRecord; readyTimeoutMs: number },
+    { signal, progress }: OperationContext,
+  ): Promise<void> {
+    const { store, events, runner, paths } = this.#options;
+    const { id, name, spec, image, readyTimeoutMs } = wanted;
+    const directory = paths.snapshot(id);
+    // The template VM has the snapshot's id: should the daemon die, its start finds and ends it by that.
+    const template = { id, name, spec };
+    const step = (phase: string, done: number) => progress({ phase, done, total: 3, unit: 'steps' });
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => rm(directory, { recursive: true, force: true }));
+    await using templateEnd = new AsyncDisposableStack();
+    templateEnd.defer(() => runner.discard(id));
+    step('disk', 0);
+    await runner.makeDisk(template, image, signal);
+    step('boot', 1);
+    const began = performance.now();
+    const { machine } = await runner.boot(template, signal);
+    templateEnd.defer(async () => {
+      await machine.kill();
+    });
+    await machine.agent.waitUntilReady({ timeoutMs: readyTimeoutMs, signal });
+    const bootMs = performance.now() - began;
+    step('capture', 2);
+    await runner.capture(machine, spec, image, directory, signal);
+    const files = capturedIn(directory);
+    const record: SnapshotRecord = {
+      id,
+      name,
+      spec,
+      createdAt: new Date().toISOString(),
+      memoryFileBytes: (await stat(files.memory)).size,
+      diskFileBytes: (await stat(files.disk)).size,
+      bootMs: Math.round(bootMs),
+    };
+    store.transact(() => {
+      store.snapshots.insert(record);
+      events.append({ kind: 'snapshot.created', data: { snapshotId: id, name } });
+    });
+    undo.move();
+  }
+
+  async remove(reference: string): Promise<void> {
+    const { store, events, paths, usersOf } = this.#options;
+    const { id, name } = this.get(reference);
+    const usedBy = usersOf(id);
+    if (usedBy.length > 0) {
+      throw new AppError('in_use', `Cannot remove snapshot '${name}': VMs are being started from it`, {
+        usedBy,
+      });
+    }
+    store.transact(() => {
+      store.snapshots.delete(id);
+      events.append({ kind: 'snapshot.deleted', data: { snapshotId: id, name } });
+    });
+    await rm(paths.snapshot(id), { recursive: true, force: true });
+  }
+}

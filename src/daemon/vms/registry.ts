@@ -1,0 +1,162 @@
+/**
+ * The VMs of this cloudlet: records in the store, each with the QEMU that runs it now. Every change of state
+ * goes through `update`, is written before anybody sees it, and is told by one event. Reads never touch SQLite.
+ */
+import type { Static } from 'typebox';
+import type { Vm } from '../../contract/schemas.ts';
+import { AppError } from '../../model/errors.ts';
+import type { Uuid } from '../../model/ids.ts';
+import {
+  allowedActions,
+  isAllowed,
+  statesThatAllow,
+  type VmAction,
+  type VmState,
+} from '../../model/states.ts';
+import type { VmRecord } from '../../model/vm.ts';
+import type { Machine } from '../../vm/machine.ts';
+import type { EventLog } from '../events.ts';
+import type { PageRequest, Store } from '../store/index.ts';
+
+export interface Managed {
+  record: VmRecord;
+  machine?: Machine;
+  /** The operation at work on it: one at a time. */
+  operationId?: Uuid;
+}
+
+export class VmRegistry {
+  readonly #store: Store;
+  readonly #events: EventLog;
+  readonly #byId = new Map<Uuid, Managed>();
+  readonly #byName = new Map<string, Managed>();
+  /** JSON of list pages, until any VM changes: lists are asked for far more often than VMs change. */
+  readonly #pages = new Map<string, Buffer>();
+
+  constructor(store: Store, events: EventLog) {
+    this.#store = store;
+    this.#events = events;
+    for (const record of store.vms.all()) this.#keep({ record });
+  }
+
+  #keep(managed: Managed): void {
+    this.#byId.set(managed.record.id, managed);
+    this.#byName.set(managed.record.name, managed);
+    this.#pages.clear();
+  }
+
+  all(): Managed[] {
+    return [...this.#byId.values()];
+  }
+
+  /** By id or by name. */
+  find(reference: string): Managed {
+    const found = this.#byId.get(reference) ?? this.#byName.get(reference);
+    if (found) return found;
+    throw new AppError('not_found', `There is no VM '${reference}'`, { kind: 'vm', name: reference });
+  }
+
+  requireFreeName(name: string): void {
+    if (this.#byName.has(name)) {
+      throw new AppError('name_taken', `There is a VM '${name}' already`, { kind: 'vm', name });
+    }
+  }
+
+  add(record: VmRecord): Managed {
+    const managed = { record };
+    this.#store.transact(() => {
+      this.#store.vms.insert(record);
+      this.#tell(record, record.state);
+    });
+    this.#keep(managed);
+    return managed;
+  }
+
+  /** Writes the changes, then shows them. An undefined value takes the field away. */
+  update(managed: Managed, changes: { [K in keyof VmRecord]?: VmRecord[K] | undefined }): void {
+    const before = managed.record.state;
+    const record = { ...managed.record, ...changes } as VmRecord;
+    for (const [key, value] of Object.entries(changes)) {
+      if (value === undefined) delete record[key as keyof VmRecord];
+    }
+    this.#store.transact(() => {
+      this.#store.vms.update(record);
+      if (record.state !== before) this.#tell(record, record.state);
+    });
+    managed.record = record;
+    this.#pages.clear();
+  }
+
+  remove(managed: Managed): void {
+    this.#store.transact(() => {
+      this.#store.vms.delete(managed.record.id);
+      this.#tell(managed.record, 'deleted');
+    });
+    this.#byId.delete(managed.record.id);
+    this.#byName.delete(managed.record.name);
+    this.#pages.clear();
+  }
+
+  /** Refuses with what can be done now, unless the action fits the state and nobody is at work on the VM. */
+  require(managed: Managed, action: VmAction): void {
+    const { record, operationId } = managed;
+    if (operationId) {
+      throw new AppError('busy', `Cannot ${action} VM '${record.name}': an operation is at work on it`, {
+        operationId,
+        state: record.state,
+      });
+    }
+    if (isAllowed(action, record.state)) return;
+    throw new AppError(
+      'wrong_state',
+      `Cannot ${action} VM '${record.name}' while it is ${record.state}: wanted ${statesThatAllow(action).join(' or ')}`,
+      { action, state: record.state, wanted: statesThatAllow(action), allowed: this.#allowed(managed) },
+    );
+  }
+
+  #allowed = (managed: Managed): VmAction[] =>
+    managed.operationId ? [] : allowedActions(managed.record.state);
+
+  #tell({ id, name, lastExit }: VmRecord, what: VmState | 'deleted'): void {
+    const ended = what === 'stopped' || what === 'crashed';
+    const exit = ended && lastExit ? { exit: lastExit } : {};
+    this.#events.append({ kind: `vm.${what}`, vmId: id, data: { name, ...exit } });
+  }
+
+  view(managed: Managed): Static<typeof Vm> {
+    const { process, ...record } = managed.record;
+    return {
+      ...record,
+      ...(process ? { pid: process.pid } : {}),
+      ...(managed.operationId ? { operationId: managed.operationId } : {}),
+      allowedActions: this.#allowed(managed),
+    };
+  }
+
+  /** One page of summaries, oldest first, as JSON. */
+  page(query: PageRequest): Buffer {
+    const key = `${query.limit} ${query.after}`;
+    const known = this.#pages.get(key);
+    if (known) return known;
+    const body = Buffer.from(JSON.stringify(this.#store.vms.list(query)));
+    // Few shapes of the question are asked again and again; strange ones must not fill the memory.
+    if (this.#pages.size < 100) this.#pages.set(key, body);
+    return body;
+  }
+
+  /** Names of the VMs that are being made from this golden snapshot now. */
+  startingFrom(snapshotId: Uuid): string[] {
+    return this.all()
+      .map(({ record }) => record)
+      .filter(({ origin }) => origin?.kind === 'snapshot' && origin.snapshotId === snapshotId)
+      .filter(({ state }) => state === 'creating' || state === 'starting')
+      .map(({ name }) => name);
+  }
+
+  countByState(): Map<VmState, number> {
+    const counts = new Map<VmState, number>();
+    for (const { record } of this.#byId.values())
+      counts.set(record.state, (counts.get(record.state) ?? 0) + 1);
+    return counts;
+  }
+}

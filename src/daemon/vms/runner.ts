@@ -1,0 +1,209 @@
+/**
+ * Runs the QEMU of one VM: disk, seed, taps, process. It knows no records and no API. What fails in the middle is
+ * undone before the error leaves: then no process, no tap and no socket is left of the attempt.
+ */
+import { mkdir, rm } from 'node:fs/promises';
+import path from 'node:path';
+import { AppError } from '../../model/errors.ts';
+import type { Uuid } from '../../model/ids.ts';
+import type { Accelerator, ImageRecord, VmSpec } from '../../model/vm.ts';
+import type { Taps } from '../../network/index.ts';
+import { createDisk } from '../../vm/disks.ts';
+import { checkSpec, type Host } from '../../vm/host.ts';
+import { changeIdentity, setLinks } from '../../vm/identity.ts';
+import { imageFile } from '../../vm/images.ts';
+import { Machine } from '../../vm/machine.ts';
+import { backupDisk, captureMemory, loadMemory } from '../../vm/memory.ts';
+import { createSeed } from '../../vm/seed.ts';
+import type { Config } from '../config.ts';
+import type { Paths } from '../paths.ts';
+
+export interface Runnable {
+  id: Uuid;
+  name: string;
+  spec: VmSpec;
+}
+
+/** A VM whose vCPUs run. */
+export interface Started {
+  machine: Machine;
+  accelerator: Accelerator;
+}
+
+/** RAM and disk of a VM at one instant, in a directory of their own. */
+export interface Captured {
+  memory: string;
+  disk: string;
+}
+export const capturedIn = (directory: string): Captured => ({
+  memory: path.join(directory, 'memory'),
+  disk: path.join(directory, 'disk.qcow2'),
+});
+export const diskIn = (directory: string): string => path.join(directory, 'disk.qcow2');
+const seedIn = (directory: string): string => path.join(directory, 'seed.iso');
+
+/** How long a guest just resumed from captured RAM may take until its agent answers again. */
+const agentAfterResumeMs = 30_000;
+
+export class Runner {
+  readonly #paths: Paths;
+  readonly #host: Host;
+  readonly #config: Config;
+  readonly #taps: Taps;
+
+  constructor(options: { paths: Paths; host: Host; config: Config; taps: Taps }) {
+    this.#paths = options.paths;
+    this.#host = options.host;
+    this.#config = options.config;
+    this.#taps = options.taps;
+  }
+
+  /** Refuses a spec that this host cannot run, before anything is made. */
+  async check(spec: VmSpec): Promise<Accelerator> {
+    return checkSpec(spec, await this.#host.facts());
+  }
+
+  /** The VM's directory with an empty overlay on its image. */
+  async makeDisk(vm: Runnable, image: ImageRecord, signal: AbortSignal): Promise<void> {
+    const directory = this.#paths.vm(vm.id);
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await this.#makeOverlay(diskIn(directory), vm.spec, image, signal);
+  }
+
+  async #makeOverlay(file: string, spec: VmSpec, image: ImageRecord, signal: AbortSignal): Promise<void> {
+    await createDisk({
+      file,
+      imageFile: imageFile(this.#paths.images, image.digest, image.format),
+      imageFormat: image.format,
+      sizeBytes: spec.disk.sizeBytes,
+      reserveBytes: this.#config.reserveBytes,
+      signal,
+    });
+  }
+
+  /** Starts QEMU and lets the guest boot from its disk. */
+  async boot(vm: Runnable, signal: AbortSignal): Promise<Started> {
+    return this.#launch(vm, { incoming: false }, signal, (machine) => machine.resume());
+  }
+
+  /**
+   * Starts QEMU with captured RAM: the guest goes on from there, under its own name, machine id and MACs. Its
+   * links stay down until it has them, so that two guests never show the same address.
+   */
+  async resumeCaptured(
+    vm: Runnable,
+    captured: Captured,
+    identity: { from: VmSpec } | 'keep',
+    signal: AbortSignal,
+  ): Promise<Started> {
+    return this.#launch(vm, { incoming: true }, signal, async (machine) => {
+      await loadMemory(machine, { file: captured.memory, signal });
+      if (identity === 'keep') {
+        await machine.resume();
+        return;
+      }
+      await setLinks(machine, false);
+      await machine.resume();
+      await machine.agent.waitUntilReady({ timeoutMs: agentAfterResumeMs, signal });
+      await changeIdentity(machine.agent, {
+        hostname: vm.spec.seed.hostname,
+        machineId: vm.id.replaceAll('-', ''),
+        macs: vm.spec.nets.map((net, index) => ({ from: identity.from.nets[index]!.mac, to: net.mac })),
+        signal,
+      });
+      await setLinks(machine, true);
+    });
+  }
+
+  /**
+   * RAM and disk of a VM at one instant, into a directory of its own. The guest stands still only until both are
+   * guarded against its writes; it then runs on while they are copied.
+   */
+  async capture(
+    machine: Machine,
+    spec: VmSpec,
+    image: ImageRecord,
+    directory: string,
+    signal: AbortSignal,
+  ): Promise<Captured> {
+    const captured = capturedIn(directory);
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await this.#makeOverlay(captured.disk, spec, image, signal);
+    await using backup = new AsyncDisposableStack();
+    let disk: Promise<void> | undefined;
+    await captureMemory(machine, {
+      file: captured.memory,
+      signal,
+      whenStopped: async () => {
+        const job = await backupDisk(machine, { targetFile: captured.disk, signal });
+        backup.use(job);
+        disk = job.done;
+      },
+    });
+    await disk;
+    return captured;
+  }
+
+  /** Gives back what a VM used while it ran. */
+  async cleanUp(id: Uuid): Promise<void> {
+    await this.#taps.down(id);
+  }
+
+  /** Removes everything of a VM that does not run. */
+  async discard(id: Uuid): Promise<void> {
+    await this.cleanUp(id);
+    await rm(this.#paths.vm(id), { recursive: true, force: true });
+  }
+
+  async #launch(
+    vm: Runnable,
+    { incoming }: { incoming: boolean },
+    signal: AbortSignal,
+    begin: (machine: Machine) => Promise<void>,
+  ): Promise<Started> {
+    const accelerator = await this.check(vm.spec);
+    await this.#requireMemory(vm);
+    const directory = this.#paths.vm(vm.id);
+    await createSeed({
+      file: seedIn(directory),
+      spec: vm.spec.seed,
+      instanceId: vm.id,
+      macs: vm.spec.nets.map((net) => net.mac),
+      signal,
+    });
+    await using undo = new AsyncDisposableStack();
+    const taps = await this.#taps.up(vm.id, vm.spec.nets, signal);
+    undo.defer(() => this.#taps.down(vm.id));
+    const machine = await Machine.launch(
+      {
+        id: vm.id,
+        name: vm.name,
+        spec: vm.spec,
+        accelerator,
+        directory,
+        diskFile: diskIn(directory),
+        seedFile: seedIn(directory),
+        taps,
+        incoming,
+      },
+      { signal },
+    );
+    undo.defer(async () => {
+      await machine.kill();
+    });
+    await begin(machine);
+    undo.move();
+    return { machine, accelerator };
+  }
+
+  async #requireMemory(vm: Runnable): Promise<void> {
+    const { availableBytes } = (await this.#host.facts()).memory;
+    const freeBytes = availableBytes - this.#config.reserveBytes;
+    if (freeBytes >= vm.spec.memoryBytes) return;
+    throw new AppError(
+      'insufficient_memory',
+      `VM '${vm.name}' wants ${vm.spec.memoryBytes} bytes of memory, the host has ${Math.max(0, freeBytes)} to give`,
+      { wantedBytes: vm.spec.memoryBytes, freeBytes: Math.max(0, freeBytes) },
+    );
+  }
+}

@@ -1,0 +1,387 @@
+/**
+ * What can be done with VMs: each method checks, journals the new state, starts an operation and answers with it.
+ * The operation works outside of any lock; `operationId` on the VM keeps others away from it meanwhile.
+ */
+import { mkdir, rm } from 'node:fs/promises';
+import path from 'node:path';
+import type { Static } from 'typebox';
+import type { CloneVm, CreateVm, Exec, ExecReply, Guest, StopVm, Vm } from '../../contract/schemas.ts';
+import { AppError } from '../../model/errors.ts';
+import { newId } from '../../model/ids.ts';
+import type { Operation, OperationKind } from '../../model/operation.ts';
+import type { VmAction, VmState } from '../../model/states.ts';
+import type { VmExit, VmRecord, VmSpec } from '../../model/vm.ts';
+import { type Console, readConsoleLog } from '../../vm/console.ts';
+import { copyDisk } from '../../vm/disks.ts';
+import type { Machine } from '../../vm/machine.ts';
+import type { Config } from '../config.ts';
+import { invalidRequest } from '../http/validation.ts';
+import type { ImageService } from '../images.ts';
+import type { Metrics } from '../metrics.ts';
+import type { OperationContext, Operations } from '../operations.ts';
+import type { Paths } from '../paths.ts';
+import type { SnapshotService } from '../snapshots.ts';
+import type { PageRequest } from '../store/index.ts';
+import { specFor, withNewIdentity } from './hardware.ts';
+import type { Managed, VmRegistry } from './registry.ts';
+import { type Captured, capturedIn, diskIn, type Runner } from './runner.ts';
+
+export interface VmServiceOptions {
+  registry: VmRegistry;
+  runner: Runner;
+  operations: Operations;
+  images: ImageService;
+  snapshots: SnapshotService;
+  config: Config;
+  paths: Paths;
+  metrics: Metrics;
+}
+
+/** How a VM that is started gets its memory. */
+type Start = 'boot' | { from: 'snapshot' | 'clone'; captured: Captured; identity: { from: VmSpec } | 'keep' };
+
+export class VmService {
+  readonly #registry: VmRegistry;
+  readonly #runner: Runner;
+  readonly #operations: Operations;
+  readonly #images: ImageService;
+  readonly #snapshots: SnapshotService;
+  readonly #config: Config;
+  readonly #paths: Paths;
+  readonly #metrics: Metrics;
+
+  constructor(options: VmServiceOptions) {
+    this.#registry = options.registry;
+    this.#runner = options.runner;
+    this.#operations = options.operations;
+    this.#images = options.images;
+    this.#snapshots = options.snapshots;
+    this.#config = options.config;
+    this.#paths = options.paths;
+    this.#metrics = options.metrics;
+  }
+
+  // --- looking
+
+  view(reference: string): Static<typeof Vm> {
+    return this.#registry.view(this.#registry.find(reference));
+  }
+
+  /** A page of summaries as JSON. */
+  listPage(query: PageRequest): Buffer {
+    return this.#registry.page(query);
+  }
+
+  /** What the guest agent says. Errors: `wrong_state`, `agent_unavailable`. */
+  async guest(reference: string): Promise<Static<typeof Guest>> {
+    return this.#machineFor(reference, 'guest').agent.facts();
+  }
+
+  async exec(reference: string, request: Static<typeof Exec>): Promise<Static<typeof ExecReply>> {
+    const { agent } = this.#machineFor(reference, 'guest');
+    // The contract wants at least one item.
+    const argv = request.argv as [string, ...string[]];
+    return agent.exec({ ...request, argv, timeoutMs: request.timeoutMs ?? 30_000 });
+  }
+
+  async consoleLog(reference: string, tailBytes: number): Promise<string> {
+    const { record } = this.#registry.find(reference);
+    return (await readConsoleLog(this.#paths.vm(record.id), tailBytes)).toString('utf8');
+  }
+
+  /** The live console. Errors: `wrong_state`. */
+  requireConsole(reference: string): Console {
+    return this.#machineFor(reference, 'console').console;
+  }
+
+  // --- making
+
+  async create(request: Static<typeof CreateVm>): Promise<Operation> {
+    if ((request.image === undefined) === (request.snapshot === undefined)) {
+      throw invalidRequest([{ field: 'body', wanted: 'either image or snapshot' }]);
+    }
+    this.#registry.requireFreeName(request.name);
+    return request.snapshot === undefined
+      ? this.#createFromImage(request, request.image!)
+      : this.#createFromSnapshot(request, request.snapshot);
+  }
+
+  async #createFromImage(request: Static<typeof CreateVm>, imageReference: string): Promise<Operation> {
+    const image = this.#images.get(imageReference);
+    const spec = specFor(request, image, this.#config);
+    await this.#runner.check(spec);
+    const managed = this.#registry.add(newRecord(request.name, spec));
+    return this.#operate(
+      managed,
+      'vm.create',
+      { to: 'creating', undo: () => this.#discard(managed) },
+      async (work) => {
+        work.progress({ phase: 'disk', done: 0, total: 2, unit: 'steps' });
+        await this.#runner.makeDisk(managed.record, image, work.signal);
+        if (request.start === false) return this.#registry.update(managed, { state: 'stopped' });
+        work.progress({ phase: 'start', done: 1, total: 2, unit: 'steps' });
+        await this.#begin(managed, 'boot', work.signal);
+      },
+    );
+  }
+
+  async #createFromSnapshot(request: Static<typeof CreateVm>, reference: string): Promise<Operation> {
+    const snapshot = this.#snapshots.get(reference);
+    for (const field of ['instanceType', 'hardware', 'seed'] as const) {
+      if (request[field] === undefined) continue;
+      throw invalidRequest([
+        { field: `body.${field}`, wanted: 'nothing: a golden snapshot has its own hardware' },
+      ]);
+    }
+    if (request.start === false) {
+      throw invalidRequest([
+        { field: 'body.start', value: false, wanted: 'true: its memory is what a snapshot is for' },
+      ]);
+    }
+    const spec = withNewIdentity(snapshot.spec, request.name);
+    await this.#runner.check(spec);
+    const managed = this.#registry.add({
+      ...newRecord(request.name, spec),
+      origin: { kind: 'snapshot', snapshotId: snapshot.id },
+    });
+    const captured = capturedIn(this.#paths.snapshot(snapshot.id));
+    return this.#operate(
+      managed,
+      'vm.create',
+      { to: 'creating', undo: () => this.#discard(managed) },
+      async (work) => {
+        work.progress({ phase: 'disk', done: 0, total: 2, unit: 'steps' });
+        await this.#takeDisk(managed, captured.disk, work.signal);
+        work.progress({ phase: 'start', done: 1, total: 2, unit: 'steps' });
+        await this.#begin(
+          managed,
+          { from: 'snapshot', captured, identity: { from: snapshot.spec } },
+          work.signal,
+        );
+      },
+    );
+  }
+
+  async clone(reference: string, request: Static<typeof CloneVm>): Promise<Operation> {
+    const original = this.#registry.find(reference);
+    this.#registry.require(original, 'clone');
+    this.#registry.requireFreeName(request.name);
+    const { machine, record } = original;
+    const identity = request.identity ?? 'new';
+    if (record.state === 'running' && identity === 'new') {
+      await machine!.agent.ping();
+      this.#registry.require(original, 'clone');
+    }
+    const spec = identity === 'keep' ? record.spec : withNewIdentity(record.spec, request.name);
+    const clone = this.#registry.add({
+      ...newRecord(request.name, spec),
+      origin: { kind: 'clone', vmId: record.id },
+    });
+    const undo = () => this.#discard(clone);
+    return this.#operate(clone, 'vm.clone', { to: 'creating', undo, also: original }, async (work) => {
+      if (!machine) {
+        work.progress({ phase: 'disk', done: 0, total: 1, unit: 'steps' });
+        await this.#takeDisk(clone, diskIn(this.#paths.vm(record.id)), work.signal);
+        return this.#registry.update(clone, { state: 'stopped' });
+      }
+      const directory = path.join(this.#paths.captures, clone.record.id);
+      await using cleanUp = new AsyncDisposableStack();
+      cleanUp.defer(() => rm(directory, { recursive: true, force: true }));
+      work.progress({ phase: 'capture', done: 0, total: 2, unit: 'steps' });
+      const image = this.#images.get(record.spec.disk.image);
+      const captured = await this.#runner.capture(machine, record.spec, image, directory, work.signal);
+      work.progress({ phase: 'start', done: 1, total: 2, unit: 'steps' });
+      await this.#takeDisk(clone, captured.disk, work.signal);
+      const from = identity === 'keep' ? 'keep' : { from: record.spec };
+      await this.#begin(clone, { from: 'clone', captured, identity: from }, work.signal);
+      // The clone of a VM that rests does so, too, as soon as it is somebody else.
+      if (record.state === 'paused') await this.#rest(clone);
+    });
+  }
+
+  // --- running
+
+  async start(reference: string): Promise<Operation> {
+    const managed = this.#registry.find(reference);
+    await this.#runner.check(managed.record.spec);
+    this.#registry.require(managed, 'start');
+    const before = managed.record.state;
+    const undo = async () => this.#registry.update(managed, { state: before, process: undefined });
+    return this.#operate(managed, 'vm.start', { to: 'starting', undo }, (work) =>
+      this.#begin(managed, 'boot', work.signal),
+    );
+  }
+
+  async stop(reference: string, request: Static<typeof StopVm>): Promise<Operation> {
+    const managed = this.#registry.find(reference);
+    this.#registry.require(managed, 'stop');
+    const graceMs = request.force ? 0 : (request.graceMs ?? 30_000);
+    const undo = async () => this.#observe(managed);
+    return this.#operate(managed, 'vm.stop', { to: 'stopping', undo }, async ({ signal }) => {
+      await this.#ended(managed, await managed.machine!.stop({ graceMs, signal }));
+    });
+  }
+
+  pause(reference: string): Operation {
+    const managed = this.#registry.find(reference);
+    this.#registry.require(managed, 'pause');
+    return this.#operate(managed, 'vm.pause', {}, () => this.#rest(managed));
+  }
+
+  async #rest(managed: Managed): Promise<void> {
+    await managed.machine!.pause();
+    this.#registry.update(managed, { state: 'paused' });
+  }
+
+  resume(reference: string): Operation {
+    const managed = this.#registry.find(reference);
+    this.#registry.require(managed, 'resume');
+    return this.#operate(managed, 'vm.resume', {}, async () => {
+      await managed.machine!.resume();
+      this.#registry.update(managed, { state: 'running' });
+    });
+  }
+
+  delete(reference: string, { force = false }: { force?: boolean }): Operation {
+    const managed = this.#registry.find(reference);
+    this.#registry.require(managed, 'delete');
+    const { state, name } = managed.record;
+    if (managed.machine && !force) {
+      throw new AppError(
+        'wrong_state',
+        `Cannot delete VM '${name}' while it is ${state}: stop it first, or use force`,
+        {
+          action: 'delete',
+          state,
+          wanted: ['stopped', 'crashed'],
+          allowed: this.#registry.view(managed).allowedActions,
+        },
+      );
+    }
+    return this.#operate(managed, 'vm.delete', { to: 'deleting' }, () => this.#discard(managed));
+  }
+
+  // --- inner works
+
+  /** The QEMU of a VM whose state allows the action. */
+  #machineFor(reference: string, action: VmAction): Machine {
+    const managed = this.#registry.find(reference);
+    const { operationId } = managed;
+    // Looking at a console or a guest disturbs no operation.
+    this.#registry.require({ ...managed, operationId: undefined } as Managed, action);
+    if (managed.machine) return managed.machine;
+    throw new AppError('busy', `VM '${managed.record.name}' has no QEMU yet`, { operationId });
+  }
+
+  /**
+   * Journals the state `to`, then runs the work as an operation that owns the VM (and `also`) until it ends. When
+   * the work fails or is cancelled, `undo` brings the VM back to a state in which it can rest.
+   */
+  #operate(
+    managed: Managed,
+    kind: OperationKind,
+    { to, undo, also }: { to?: VmState; undo?: () => Promise<void>; also?: Managed },
+    work: (work: OperationContext) => Promise<void>,
+  ): Operation {
+    const { id, name, state } = managed.record;
+    if (to && to !== state) this.#registry.update(managed, { state: to });
+    const owned = also ? [managed, also] : [managed];
+    try {
+      const operation = this.#operations.run(kind, { vmId: id, name }, async (run) => {
+        try {
+          await work(run);
+          return { vmId: id };
+        } catch (error) {
+          await undo?.();
+          throw error;
+        } finally {
+          for (const each of owned) delete each.operationId;
+        }
+      });
+      for (const each of owned) each.operationId = operation.id;
+      return operation;
+    } catch (error) {
+      // The operation did not begin (too many at once).
+      if (to === 'creating') this.#registry.remove(managed);
+      else if (to) this.#registry.update(managed, { state });
+      throw error;
+    }
+  }
+
+  /** A disk of its own, copied from a captured or resting one. */
+  async #takeDisk(managed: Managed, from: string, signal: AbortSignal): Promise<void> {
+    const directory = this.#paths.vm(managed.record.id);
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await copyDisk({ from, to: diskIn(directory), reserveBytes: this.#config.reserveBytes, signal });
+  }
+
+  /** Starts QEMU and journals it; afterwards the VM runs. */
+  async #begin(managed: Managed, start: Start, signal: AbortSignal): Promise<void> {
+    const began = performance.now();
+    this.#registry.update(managed, { state: 'starting' });
+    const { machine, accelerator } =
+      start === 'boot'
+        ? await this.#runner.boot(managed.record, signal)
+        : await this.#runner.resumeCaptured(managed.record, start.captured, start.identity, signal);
+    this.attach(managed, machine);
+    this.#registry.update(managed, {
+      state: 'running',
+      process: machine.process,
+      runningWith: accelerator,
+      lastExit: undefined,
+    });
+    this.#metrics.observeStart(start === 'boot' ? 'boot' : start.from, (performance.now() - began) / 1000);
+  }
+
+  /** From now on the VM's state follows what its QEMU does. */
+  attach(managed: Managed, machine: Machine): void {
+    managed.machine = machine;
+    machine.onStatus(() => {
+      if (!managed.operationId) void this.#observe(managed);
+    });
+    void machine.exited.then(async (exit) => {
+      // An operation at work on the VM may expect the end and deal with it; if not, it is dealt with afterwards.
+      if (managed.operationId) await this.#operations.wait(managed.operationId);
+      if (managed.machine === machine) await this.#ended(managed, exit);
+    });
+  }
+
+  /** Takes the state from QEMU: a guest can be paused by a full disk, too. */
+  async #observe(managed: Managed): Promise<void> {
+    const { machine } = managed;
+    if (!machine) return;
+    const status = await machine.status().catch(() => undefined);
+    if (status) this.#registry.update(managed, { state: status.running ? 'running' : 'paused' });
+    else await this.#ended(managed, await machine.exited);
+  }
+
+  /** QEMU is gone: what it used is given back, and why is kept. */
+  async #ended(managed: Managed, exit: VmExit): Promise<void> {
+    delete managed.machine;
+    await this.#runner.cleanUp(managed.record.id);
+    this.#registry.update(managed, {
+      state: exit.reason === 'crashed' ? 'crashed' : 'stopped',
+      lastExit: exit,
+      process: undefined,
+      runningWith: undefined,
+    });
+  }
+
+  /** Lets go of every QEMU; they run on. */
+  detach(): void {
+    for (const { machine } of this.#registry.all()) machine?.detach();
+  }
+
+  /** Nothing is left of the VM: process, taps, files, record. */
+  async #discard(managed: Managed): Promise<void> {
+    const { machine, record } = managed;
+    await machine?.kill();
+    delete managed.machine;
+    await this.#runner.discard(record.id);
+    this.#registry.remove(managed);
+  }
+}
+
+function newRecord(name: string, spec: VmSpec): VmRecord {
+  return { id: newId(), name, state: 'creating', spec, createdAt: new Date().toISOString() };
+}

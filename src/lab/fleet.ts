@@ -1,0 +1,165 @@
+/**
+ * A small fleet on this machine: real daemons as processes of their own, each with its state in a directory
+ * under one temporary root. Demo, tests and benches run on it. When it is disposed nothing is left: no daemon,
+ * no guest, no file.
+ */
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, open, readdir, readFile, rm } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { connectNode, type NodeViper } from '../sdk/node.ts';
+
+const program = path.resolve(import.meta.dirname, '../daemon/main.ts');
+const startTimeoutMs = 60_000;
+const stopTimeoutMs = 20_000;
+
+/** What `viper init --json` and `viper join --json` print. */
+interface Made {
+  id: string;
+  name: string;
+  url: string;
+  caFile: string;
+  token: string;
+}
+
+export class LabCloudlet {
+  readonly name: string;
+  readonly id: string;
+  readonly url: string;
+  readonly token: string;
+  readonly caFile: string;
+  readonly directory: string;
+  readonly viper: NodeViper;
+  #daemon: ChildProcess | undefined;
+
+  private constructor(directory: string, made: Made, ca: string) {
+    this.directory = directory;
+    this.name = made.name;
+    this.id = made.id;
+    this.url = made.url;
+    this.token = made.token;
+    this.caFile = made.caFile;
+    this.viper = connectNode({ url: made.url, token: made.token, ca });
+  }
+
+  /** Makes the cloudlet and starts its daemon. `joining`: a cloudlet of the fleet that it joins. */
+  static async make(root: string, name: string, joining?: LabCloudlet): Promise<LabCloudlet> {
+    const directory = path.join(root, name);
+    const listen = `127.0.0.1:${await freePort()}`;
+    const common = ['--state', directory, '--name', name, '--listen', listen, '--json'];
+    const made = joining
+      ? await runProgram(['join', joining.url, ...common], {
+          VIPER_JOIN_TOKEN: (await joining.viper.createJoinToken({ body: {} })).token,
+        })
+      : await runProgram(['init', ...common]);
+    const cloudlet = new LabCloudlet(directory, made, await readFile(made.caFile, 'utf8'));
+    await cloudlet.start();
+    return cloudlet;
+  }
+
+  get pid(): number | undefined {
+    return this.#daemon?.pid;
+  }
+
+  /** Starts the daemon and waits until it answers. */
+  async start(): Promise<void> {
+    const log = await open(path.join(this.directory, 'daemon.log'), 'a', 0o600);
+    const daemon = spawn(process.execPath, [program, 'serve', '--state', this.directory], {
+      stdio: ['ignore', log.fd, log.fd],
+    });
+    await log.close();
+    this.#daemon = daemon;
+    const signal = AbortSignal.timeout(startTimeoutMs);
+    for (;;) {
+      if (daemon.exitCode !== null || daemon.signalCode !== null) {
+        throw new Error(`the daemon of ${this.name} ended at its start:\n${await this.#logTail()}`);
+      }
+      try {
+        await this.viper.getHealth({ signal });
+        return;
+      } catch {
+        if (signal.aborted)
+          throw new Error(`the daemon of ${this.name} does not answer:\n${await this.#logTail()}`);
+        await sleep(50);
+      }
+    }
+  }
+
+  async #logTail(): Promise<string> {
+    return (await readFile(path.join(this.directory, 'daemon.log'), 'utf8')).slice(-2000);
+  }
+
+  /** Ends the daemon; its guests run on. */
+  async stop(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
+    const daemon = this.#daemon;
+    this.#daemon = undefined;
+    if (!daemon || daemon.exitCode !== null || daemon.signalCode !== null) return;
+    const ended = once(daemon, 'exit');
+    daemon.kill(signal);
+    const forced = setTimeout(() => daemon.kill('SIGKILL'), stopTimeoutMs);
+    await ended;
+    clearTimeout(forced);
+  }
+}
+
+export class LabFleet implements AsyncDisposable {
+  readonly root: string;
+  readonly cloudlets: LabCloudlet[] = [];
+
+  private constructor(root: string) {
+    this.root = root;
+  }
+
+  static async create(): Promise<LabFleet> {
+    // Short: the sockets of QEMU lie in it, and their paths have a bound.
+    return new LabFleet(await mkdtemp(path.join(tmpdir(), 'viper-')));
+  }
+
+  /** The first cloudlet founds the fleet, each further one joins it. */
+  async add(name: string): Promise<LabCloudlet> {
+    const cloudlet = await LabCloudlet.make(this.root, name, this.cloudlets[0]);
+    this.cloudlets.push(cloudlet);
+    return cloudlet;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.cloudlets.map((cloudlet) => cloudlet.stop()));
+    await endQemusUnder(this.root);
+    for (const { viper } of this.cloudlets) await viper[Symbol.asyncDispose]();
+    await rm(this.root, { recursive: true, force: true });
+  }
+}
+
+/** Every QEMU whose command line names the root is one that a daemon of this fleet started. */
+async function endQemusUnder(root: string): Promise<void> {
+  for (const entry of await readdir('/proc')) {
+    if (!/^\d+$/.test(entry)) continue;
+    const argv = await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '');
+    if (!argv.split('\0')[0]!.includes('qemu-system') || !argv.includes(`${root}/`)) continue;
+    try {
+      process.kill(Number(entry), 'SIGKILL');
+    } catch {
+      // It ended by itself meanwhile.
+    }
+  }
+}
+
+async function runProgram(argv: string[], env: Record<string, string> = {}): Promise<Made> {
+  const { stdout } = await promisify(execFile)(process.execPath, [program, ...argv], {
+    env: { ...process.env, ...env },
+  });
+  return JSON.parse(stdout);
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as { port: number };
+  server.close();
+  await once(server, 'close');
+  return port;
+}

@@ -1,0 +1,27 @@
+/** Documents that say what the code says are written from it: `npm run docs` writes them, this compares. */
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { test } from 'node:test';
+import { apiPage, errorsPage } from '../../scripts/docs.ts';
+import { errorKinds } from '../../src/model/errors.ts';
+
+const root = path.resolve(import.meta.dirname, '../..');
+const read = (file: string): string => readFileSync(path.join(root, file), 'utf8');
+
+test('docs/errors.md lists every code with its status', () => {
+  assert.equal(read('docs/errors.md'), errorsPage());
+  for (const [code, { status }] of Object.entries(errorKinds)) {
+    assert.match(errorsPage(), new RegExp(`\`${code}\` \\| ${status} `));
+  }
+});
+
+test('docs/api.md lists every endpoint of the contract', () => {
+  assert.equal(read('docs/api.md'), apiPage());
+});
+
+test('docs/dependencies.md gives a reason for every dependency and names no other', () => {
+  const { dependencies, devDependencies } = JSON.parse(read('package.json'));
+  const named = [...read('docs/dependencies.md').matchAll(/^\| `([^`]+)` \|/gm)].map((match) => match[1]);
+  assert.deepEqual(named.toSorted(), Object.keys({ ...dependencies, ...devDependencies }).toSorted());
+});
