@@ -44,6 +44,7 @@ export class QmpConnection implements AsyncDisposable {
   readonly #waiters = new Map<number, Waiter>();
   readonly #listeners = new Set<(event: QmpEvent) => void>();
   readonly #queues = new Set<EventQueue>();
+  readonly #onClose = new Set<(reason: AppError) => void>();
   readonly #greeting = Promise.withResolvers<QemuVersion>();
   readonly #closing = Promise.withResolvers<AppError>();
   #state: QmpState = 'greet';
@@ -129,20 +130,23 @@ export class QmpConnection implements AsyncDisposable {
     wanted: (data: QmpEventData[N]) => boolean,
     options: WaitOptions = {},
   ): Promise<QmpEventData[N]> {
-    const { promise, resolve } = Promise.withResolvers<QmpEventData[N]>();
+    if (this.#closedBy) throw this.#closedBy;
+    const found = Promise.withResolvers<QmpEventData[N]>();
     const unsubscribe = this.onEvent((event) => {
-      if (event.name === name && wanted(event.data as QmpEventData[N]))
-        resolve(event.data as QmpEventData[N]);
+      if (event.name !== name) return;
+      const data = event.data as QmpEventData[N];
+      if (wanted(data)) found.resolve(data);
     });
+    this.#onClose.add(found.reject);
     const onTimeout = () =>
       new AppError('timeout', `QEMU sent no fitting ${name} event within ${options.timeoutMs} ms`, {
         waitedFor: name,
         timeoutMs: options.timeoutMs,
       });
     try {
-      const closed = this.closed.then((error) => Promise.reject(error));
-      return await withDeadline(Promise.race([promise, closed]), { ...options, onTimeout });
+      return await withDeadline(found.promise, { ...options, onTimeout });
     } finally {
+      this.#onClose.delete(found.reject);
       unsubscribe();
     }
   }
@@ -224,6 +228,8 @@ export class QmpConnection implements AsyncDisposable {
     this.#greeting.reject(reason);
     for (const { command, reply } of this.#waiters.values()) reply.reject(this.#refusal(command));
     this.#waiters.clear();
+    for (const reject of this.#onClose) reject(reason);
+    this.#onClose.clear();
     for (const queue of this.#queues) queue.end();
     this.#queues.clear();
     this.#listeners.clear();

@@ -25,6 +25,7 @@ import { readLastLines } from './tail.ts';
 
 const adoptTimeoutMs = 10_000;
 const quitTimeoutMs = 5_000;
+const killTimeoutMs = 10_000;
 /** A guest that is still booting drops the press of a power button, so it is pressed again. */
 const powerButtonEveryMs = 2_000;
 
@@ -152,7 +153,19 @@ export class Machine implements AsyncDisposable {
   async kill(): Promise<VmExit> {
     this.#cause ??= { reason: 'forced', detail: 'Viper ended QEMU' };
     await this.#end();
-    return this.exited;
+    // The timer also keeps our process here until the end was seen: a detached child does not.
+    return withDeadline(this.exited, {
+      timeoutMs: killTimeoutMs,
+      onTimeout: () =>
+        new AppError(
+          'timeout',
+          `QEMU (pid ${this.process.pid}) did not end within ${killTimeoutMs} ms of SIGKILL`,
+          {
+            waitedFor: 'end of QEMU',
+            timeoutMs: killTimeoutMs,
+          },
+        ),
+    });
   }
 
   /** Lets go of QEMU, which runs on. */

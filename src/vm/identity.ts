@@ -1,0 +1,133 @@
+/**
+ * Gives a VM whose memory came from another one an identity of its own. Fixed scripts do it inside the guest,
+ * through the agent; values travel as arguments and never become script. The order for the caller: cables out
+ * (`setLinks`), run the VM, `changeIdentity`, cables in, `renewLeases`.
+ */
+import { AppError } from '../model/errors.ts';
+import { macPattern, namePattern } from '../model/ids.ts';
+import type { GuestAgent } from './agent.ts';
+
+export interface Identity {
+  hostname: string;
+  /** 32 lower-case hex digits (machine-id(5)). */
+  machineId: string;
+  /** Interfaces by the address that they have now. */
+  macs: { from: string; to: string }[];
+}
+
+const timeoutMs = 20_000;
+
+/** Throws `qemu_failed` with the script's words if the guest could not be changed. */
+export async function changeIdentity(
+  agent: GuestAgent,
+  identity: Identity,
+  options: { signal?: AbortSignal } = {},
+): Promise<void> {
+  const { hostname, machineId, macs } = identity;
+  check('hostname', hostname, namePattern);
+  check('machineId', machineId, '^[0-9a-f]{32}$');
+  for (const { from, to } of macs) {
+    check('macs.from', from, macPattern);
+    check('macs.to', to, macPattern);
+  }
+  const args = [hostname, machineId, ...macs.flatMap(({ from, to }) => [from, to])];
+  await runScript(agent, 'take its new identity', changeScript, args, options.signal);
+}
+
+/**
+ * Makes the guest's DHCP clients ask again, as somebody new. It does not wait for their answers, and a guest with
+ * static addresses or with a client that the script does not know is left as it is.
+ */
+export async function renewLeases(agent: GuestAgent, options: { signal?: AbortSignal } = {}): Promise<void> {
+  await runScript(agent, 'ask for new addresses', renewScript, [], options.signal);
+}
+
+async function runScript(
+  agent: GuestAgent,
+  what: string,
+  script: string,
+  args: string[],
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const argv: [string, ...string[]] = ['/bin/sh', '-s', '--', ...args];
+  const { exitCode, stderr } = await agent.exec({ argv, input: script, timeoutMs, signal });
+  if (exitCode === 0) return;
+  const output = stderr.trim();
+  throw new AppError('qemu_failed', `The guest did not ${what} (exit ${exitCode}): ${output}`, {
+    exitCode,
+    output,
+  });
+}
+
+function check(field: string, value: string, pattern: string): void {
+  if (new RegExp(pattern).test(value)) return;
+  throw new AppError('invalid_request', `Cannot give the guest ${field} ${value}; wanted ${pattern}`, {
+    problems: [{ field, value, wanted: pattern }],
+  });
+}
+
+/**
+ * POSIX sh, for busybox and Debian: $1 host name, $2 machine id, then pairs of old and new MAC address. Addresses
+ * of all interfaces are looked up before the first is changed, so that two may swap.
+ */
+const changeScript = `
+set -u
+fail() { echo "$1" >&2; exit 1; }
+hostname=$1 machine_id=$2
+shift 2
+
+old=$(cat /etc/hostname 2>/dev/null)
+echo "$hostname" > /etc/hostname || fail "cannot write /etc/hostname"
+hostname "$hostname" 2>/dev/null || echo "$hostname" > /proc/sys/kernel/hostname || fail "cannot set the host name"
+if [ -n "$old" ] && grep -qw -- "$old" /etc/hosts 2>/dev/null; then
+  sed "s/\\\\b$old\\\\b/$hostname/g" /etc/hosts > /etc/hosts.viper && cat /etc/hosts.viper > /etc/hosts
+  rm -f /etc/hosts.viper
+fi
+
+echo "$machine_id" > /etc/machine-id || fail "cannot write /etc/machine-id"
+[ ! -f /var/lib/dbus/machine-id ] || [ -L /var/lib/dbus/machine-id ] || echo "$machine_id" > /var/lib/dbus/machine-id
+
+plan=
+while [ $# -ge 2 ]; do
+  device=
+  for address in /sys/class/net/*/address; do
+    [ "$(cat "$address")" = "$1" ] || continue
+    device=\${address%/address}
+    device=\${device##*/}
+  done
+  [ -n "$device" ] || fail "no interface has the address $1"
+  plan="$plan $device=$2"
+  shift 2
+done
+
+for step in $plan; do
+  device=\${step%%=*} mac=\${step#*=}
+  if ! ip link set dev "$device" address "$mac" 2>/dev/null; then
+    ip link set dev "$device" down && ip link set dev "$device" address "$mac" || fail "cannot set $mac on $device"
+    ip link set dev "$device" up || fail "cannot bring $device up"
+  fi
+done
+sync
+`;
+
+/**
+ * systemd-networkd takes its DHCP identity from the machine id when it starts. udhcpc would renew the lease of the
+ * VM that it was; the same command started anew asks for one of its own.
+ */
+const renewScript = `
+set -u
+if [ -d /run/systemd/system ] && systemctl -q is-active systemd-networkd; then
+  systemctl restart systemd-networkd || exit 1
+fi
+for directory in /proc/[0-9]*; do
+  command=$(tr '\\0' '\\n' 2>/dev/null < "$directory/cmdline" | head -n 1)
+  [ "\${command##*/}" = udhcpc ] || continue
+  saved=/tmp/viper-udhcpc.$$
+  cat "$directory/cmdline" > "$saved" || continue
+  kill -KILL "\${directory#/proc/}"
+  xargs -0 setsid < "$saved" > /dev/null 2>&1 &
+  sleep 1
+  rm -f "$saved"
+done
+exit 0
+`;
