@@ -1,0 +1,50 @@
+/** `viper status`, `viper instance-types`. */
+import type { Command } from 'commander';
+import { formatBytes } from '../../model/units.ts';
+import { addCommand, withSession } from '../session.ts';
+
+export function addStatusCommands(program: Command): void {
+  addCommand(program, 'status', 'the cloudlet: identity, QEMU, memory, disk, VMs', 'viper status').action(
+    withSession(async ({ viper, output, signal }) => {
+      const cloudlet = await viper.getCloudlet({ signal });
+      const { memory, disk, vms } = cloudlet;
+      const room = (of: { freeBytes: number; totalBytes: number }) =>
+        `${formatBytes(of.freeBytes)} free of ${formatBytes(of.totalBytes)}`;
+      output.show(cloudlet, () =>
+        output.facts([
+          ['Cloudlet', `${cloudlet.name} (${cloudlet.id})`],
+          ['URL', cloudlet.url],
+          ['Fleet', cloudlet.fleetId],
+          ['Viper', cloudlet.version],
+          ['QEMU', `${cloudlet.qemuVersion} (${cloudlet.accelerator})`],
+          ['CPUs', String(cloudlet.cpus)],
+          ['Memory', room(memory)],
+          ['Disk', room(disk)],
+          ['Networks', cloudlet.networks.map(({ name, kind }) => `${name} (${kind})`).join(', ')],
+          ['VMs', `${vms.running} running of ${vms.total}`],
+        ]),
+      );
+    }),
+  );
+
+  addCommand(
+    program,
+    'instance-types',
+    'the instance types that a VM can be created with',
+    'viper instance-types',
+  ).action(
+    withSession(async ({ viper, output, signal }) => {
+      const types = await viper.listInstanceTypes({ signal });
+      const rows = types.items.map(({ name, cpus, memoryBytes, diskBytes, nets }) => [
+        name,
+        String(cpus),
+        formatBytes(memoryBytes),
+        formatBytes(diskBytes),
+        nets.join(','),
+      ]);
+      output.show(types, () =>
+        output.table(['NAME', 'CPUS', 'MEMORY', 'DISK', 'NETS'], rows, 'There are no instance types.'),
+      );
+    }),
+  );
+}
