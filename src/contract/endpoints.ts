@@ -49,6 +49,7 @@ export const endpoints = {
   announcePeer: { method: 'POST', path: '/v1/peers' },
   removePeer: { method: 'DELETE', path: '/v1/peers/{peer}' },
   createJoinToken: { method: 'POST', path: '/v1/fleet/join-tokens' },
+  renewCertificate: { method: 'POST', path: '/v1/fleet/renewals' },
   joinMember: { method: 'POST', path: '/v1/fleet/members' },
 } as const satisfies Record<string, { method: 'GET' | 'POST' | 'PUT' | 'DELETE'; path: string }>;
 

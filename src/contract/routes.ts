@@ -420,6 +420,15 @@ export const routes = {
     reply: schema.JoinToken,
     errors: ['unsupported'],
   },
+  renewCertificate: {
+    summary: 'A new certificate for the cloudlet that asks, before its present one ends',
+    tag: 'fleet',
+    access: 'peer',
+    body: schema.RenewCertificate,
+    status: 201,
+    reply: schema.RenewedCertificate,
+    errors: ['not_found', 'unsupported'],
+  },
   joinMember: {
     summary: 'Join the fleet with a join token: a certificate for the key in the request',
     tag: 'fleet',

@@ -381,4 +381,7 @@ export const JoinedMember = Exact({
   peers: Type.Array(Peer),
 });
 
+export const RenewCertificate = Exact({ csr: Pem });
+export const RenewedCertificate = Exact({ certificate: Pem });
+
 export type Schema<T extends TSchema> = Static<T>;

@@ -10,7 +10,7 @@ import pino from 'pino';
 import type { Static } from 'typebox';
 import { openApiDocument } from '../contract/openapi.ts';
 import type * as schemas from '../contract/schemas.ts';
-import { type CloudletIdentity, loadCloudlet } from '../fleet/identity.ts';
+import { type CloudletIdentity, loadCloudlet } from '../fleet/index.ts';
 import { Taps } from '../network/index.ts';
 import { Host } from '../vm/host.ts';
 import { run } from '../vm/run.ts';
@@ -39,7 +39,7 @@ export const version: string = createRequire(import.meta.url)('../../package.jso
 
 export class Cloudlet implements AsyncDisposable {
   readonly version = version;
-  readonly identity: CloudletIdentity;
+  identity: CloudletIdentity;
   readonly config: Config;
   readonly log: FastifyBaseLogger;
   readonly events: EventLog;
@@ -58,6 +58,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly #runner: Runner;
   readonly #paths: Paths;
   readonly #taps: Taps;
+  readonly #renewals = new Set<(identity: CloudletIdentity) => void>();
   readonly #closing = new AbortController();
 
   /**
@@ -70,6 +71,7 @@ export class Cloudlet implements AsyncDisposable {
     const cloudlet = new Cloudlet({ directory, identity, config, log, store: new Store(directory) });
     try {
       await cloudlet.#recover();
+      cloudlet.fleet.start();
     } catch (error) {
       await cloudlet.close();
       throw error;
@@ -102,7 +104,7 @@ export class Cloudlet implements AsyncDisposable {
     });
     this.credentials = new Credentials({
       store,
-      identity,
+      identifyCloudlet: (certificate) => this.fleet.trust.identify(certificate),
       onRefusal: (reason) => this.metrics.countRefusedCaller(reason),
     });
     this.images = new ImageService({ store, events: this.events, paths, config });
@@ -127,7 +129,18 @@ export class Cloudlet implements AsyncDisposable {
       snapshots: this.snapshots,
       metrics: this.metrics,
     });
-    this.fleet = new Fleet({ identity, store, events: this.events, log });
+    this.fleet = new Fleet({
+      identity,
+      store,
+      events: this.events,
+      log,
+      onRenewed: (renewed) => {
+        this.identity = renewed;
+        this.#renewals.forEach((listener) => {
+          listener(renewed);
+        });
+      },
+    });
     this.#runner = runner;
     this.#paths = paths;
   }
@@ -152,6 +165,11 @@ export class Cloudlet implements AsyncDisposable {
   /** Aborts when the cloudlet closes: for work that lives as long as it. */
   get closing(): AbortSignal {
     return this.#closing.signal;
+  }
+
+  /** For whoever serves with the certificate of the cloudlet: it changes about once a year. */
+  onRenewed(listener: (identity: CloudletIdentity) => void): void {
+    this.#renewals.add(listener);
   }
 
   async facts(): Promise<Static<typeof schemas.Cloudlet>> {

@@ -74,7 +74,10 @@ export class ImageService {
       if (removal) {
         // The import found the file still there and wrote none; now it is gone.
         await removal;
-        throw new AppError('interrupted', `Image ${imported.digest} was removed while it was imported: send it again`);
+        throw new AppError(
+          'interrupted',
+          `Image ${imported.digest} was removed while it was imported: send it again`,
+        );
       }
       return this.#record(imported, alias);
     } finally {

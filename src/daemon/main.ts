@@ -7,9 +7,10 @@ import { isIPv6 } from 'node:net';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import pino from 'pino';
-import { type CloudletIdentity, createCloudlet, joinFleet } from '../fleet/index.ts';
+import { type CloudletIdentity, createCloudlet, joinFleet, PeerDirectory } from '../fleet/index.ts';
 import { AppError, asAppError } from '../model/errors.ts';
-import { namePattern } from '../model/ids.ts';
+import type { Peer } from '../model/fleet.ts';
+import { namePattern, type Uuid } from '../model/ids.ts';
 import { Cloudlet } from './cloudlet.ts';
 import { defaultListen } from './config.ts';
 import { Credentials } from './credentials.ts';
@@ -105,6 +106,12 @@ function wantedCloudlet({
   return { directory: state, name, url: url ?? urlFor(parseListen(listen)), listen };
 }
 
+function firstAdminToken(directory: string, cloudletId: Uuid, peers: readonly Peer[]): string {
+  using store = new Store(directory);
+  new PeerDirectory(store, cloudletId).merge(peers, Date.now());
+  return new Credentials({ store }).create({ name: 'admin', scopes: ['admin'] }).secret!;
+}
+
 /** A new admin credential, made where nobody has to be asked: with the state directory at hand, daemon off. */
 function newAdminToken(directory: string): string {
   using store = new Store(directory);
@@ -112,14 +119,22 @@ function newAdminToken(directory: string): string {
   return new Credentials({ store }).create({ name, scopes: ['admin'] }).secret!;
 }
 
-async function make(args: Arguments, create: (wanted: Wanted) => Promise<CloudletIdentity>): Promise<void> {
+interface Made {
+  identity: CloudletIdentity;
+  /** The fleet that it has joined. */
+  peers: Peer[];
+}
+
+async function make(args: Arguments, create: (wanted: Wanted) => Promise<Made>): Promise<void> {
   const { listen, ...wanted } = wantedCloudlet(args);
-  const identity = await create(wanted);
+  const { identity, peers } = await create(wanted);
   await writeFile(path.join(args.state, 'config.json'), `${JSON.stringify({ listen }, null, 2)}\n`, {
     mode: 0o600,
   });
-  const { id, name, url, caFile, caFingerprint } = identity;
-  const made = { id, name, url, caFile, fingerprint: caFingerprint, token: newAdminToken(args.state) };
+  const token = firstAdminToken(args.state, identity.id, peers);
+  const { id, name, url, caFingerprint } = identity;
+  const caFile = path.join(args.state, 'identity', 'ca.crt');
+  const made = { id, name, url, caFile, fingerprint: caFingerprint, token };
   if (args.json) return console.log(JSON.stringify(made));
   console.log(`Cloudlet ${name} (${id})
   API            ${url}   docs at ${url}/docs
@@ -147,7 +162,7 @@ async function main(): Promise<void> {
   const args = parse(process.argv.slice(2));
   switch (args.command) {
     case 'init':
-      return make(args, createCloudlet);
+      return make(args, async (wanted) => ({ identity: await createCloudlet(wanted), peers: [] }));
     case 'join': {
       const { founderUrl, token } = args;
       if (!founderUrl) throw bad('URL', undefined, 'the URL of the cloudlet that founded the fleet');

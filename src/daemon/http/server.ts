@@ -161,6 +161,7 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
     },
   });
   await app.register(viperHttp, { cloudlet });
+  cloudlet.onRenewed(({ tls }) => app.server.setSecureContext({ ...tls, minVersion: 'TLSv1.3' }));
   await app.listen({ host: options.host, port: options.port });
   const address = app.server.address();
   const port = typeof address === 'object' && address ? address.port : options.port;

@@ -8,12 +8,14 @@ import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { Accelerator, ImageRecord, VmSpec } from '../../model/vm.ts';
 import type { Taps } from '../../network/index.ts';
+import { backupDisk } from '../../vm/backup.ts';
 import { createDisk } from '../../vm/disks.ts';
 import { checkSpec, type Host } from '../../vm/host.ts';
-import { changeIdentity, setLinks } from '../../vm/identity.ts';
+import { changeIdentity, renewLeases } from '../../vm/identity.ts';
 import { imageFile } from '../../vm/images.ts';
+import { setLinks } from '../../vm/links.ts';
 import { Machine } from '../../vm/machine.ts';
-import { backupDisk, captureMemory, loadMemory } from '../../vm/memory.ts';
+import { captureMemoryToFile, loadMemoryFromFile } from '../../vm/memory-file.ts';
 import { createSeed } from '../../vm/seed.ts';
 import type { Config } from '../config.ts';
 import type { Paths } from '../paths.ts';
@@ -97,7 +99,7 @@ export class Runner {
     signal: AbortSignal,
   ): Promise<Started> {
     return this.#launch(vm, { incoming: true }, signal, async (machine) => {
-      await loadMemory(machine, { file: captured.memory, signal });
+      await loadMemoryFromFile(machine, { file: captured.memory, signal });
       if (identity === 'keep') {
         await machine.resume();
         return;
@@ -105,13 +107,11 @@ export class Runner {
       await setLinks(machine, false);
       await machine.resume();
       await machine.agent.waitUntilReady({ timeoutMs: agentAfterResumeMs, signal });
-      await changeIdentity(machine.agent, {
-        hostname: vm.spec.seed.hostname,
-        machineId: vm.id.replaceAll('-', ''),
-        macs: vm.spec.nets.map((net, index) => ({ from: identity.from.nets[index]!.mac, to: net.mac })),
-        signal,
-      });
+      const macs = vm.spec.nets.map((net, index) => ({ from: identity.from.nets[index]!.mac, to: net.mac }));
+      const own = { hostname: vm.spec.seed.hostname, machineId: vm.id.replaceAll('-', ''), macs };
+      await changeIdentity(machine.agent, own, { signal });
       await setLinks(machine, true);
+      await renewLeases(machine.agent, { signal });
     });
   }
 
@@ -131,12 +131,13 @@ export class Runner {
     await this.#makeOverlay(captured.disk, spec, image, signal);
     await using backup = new AsyncDisposableStack();
     let disk: Promise<void> | undefined;
-    await captureMemory(machine, {
+    await captureMemoryToFile(machine, {
       file: captured.memory,
       signal,
       whenStopped: async () => {
-        const job = await backupDisk(machine, { targetFile: captured.disk, signal });
-        backup.use(job);
+        const job = await backupDisk(machine, { targetFile: captured.disk });
+        backup.defer(() => job.cancel());
+        signal.addEventListener('abort', () => void job.cancel(), { once: true });
         disk = job.done;
       },
     });

@@ -11,9 +11,11 @@ import { newId } from '../../model/ids.ts';
 import type { Operation, OperationKind } from '../../model/operation.ts';
 import type { VmAction, VmState } from '../../model/states.ts';
 import type { VmExit, VmRecord, VmSpec } from '../../model/vm.ts';
-import { type Console, readConsoleLog } from '../../vm/console.ts';
+import type { Console } from '../../vm/console.ts';
 import { copyDisk } from '../../vm/disks.ts';
 import type { Machine } from '../../vm/machine.ts';
+import { machinePaths } from '../../vm/paths.ts';
+import { readTail } from '../../vm/tail.ts';
 import type { Config } from '../config.ts';
 import { invalidRequest } from '../http/validation.ts';
 import type { ImageService } from '../images.ts';
@@ -86,7 +88,8 @@ export class VmService {
 
   async consoleLog(reference: string, tailBytes: number): Promise<string> {
     const { record } = this.#registry.find(reference);
-    return (await readConsoleLog(this.#paths.vm(record.id), tailBytes)).toString('utf8');
+    const { consoleLog } = machinePaths(this.#paths.vm(record.id));
+    return (await readTail(consoleLog, tailBytes)).toString('utf8');
   }
 
   /** The live console. Errors: `wrong_state`. */

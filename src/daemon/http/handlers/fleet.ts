@@ -1,12 +1,18 @@
 import type { Cloudlet } from '../../cloudlet.ts';
 import type { Handlers } from '../server.ts';
 
-type Names = 'listPeers' | 'announcePeer' | 'removePeer' | 'createJoinToken' | 'joinMember';
+type Names =
+  | 'listPeers'
+  | 'announcePeer'
+  | 'removePeer'
+  | 'createJoinToken'
+  | 'renewCertificate'
+  | 'joinMember';
 
 export const fleetHandlers = ({ fleet }: Cloudlet): Handlers<Names> => ({
   listPeers: () => ({ items: fleet.peers() }),
   announcePeer: ({ body, caller }) => {
-    fleet.announced(body, caller);
+    fleet.announced(body, caller!);
     return undefined;
   },
   removePeer: ({ params }) => {
@@ -14,5 +20,6 @@ export const fleetHandlers = ({ fleet }: Cloudlet): Handlers<Names> => ({
     return undefined;
   },
   createJoinToken: ({ body }) => fleet.createJoinToken(body.expiresInS ?? 3600),
+  renewCertificate: ({ body, caller }) => fleet.renew(caller!, body.csr),
   joinMember: ({ body }) => fleet.admit(body),
 });

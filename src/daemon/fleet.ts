@@ -1,0 +1,166 @@
+/**
+ * The fleet as this daemon takes part in it: admits members, keeps the directory of peers fresh in the background,
+ * and renews its own certificate long before it ends.
+ */
+import type { FastifyBaseLogger } from 'fastify';
+import {
+  type Admission,
+  acceptAnnouncement,
+  admitMember,
+  announce,
+  asPeer,
+  type CloudletIdentity,
+  certificateExpiresInDays,
+  createJoinToken,
+  FleetTrust,
+  type JoinRequest,
+  PeerClient,
+  PeerDirectory,
+  renewCertificate,
+  signRenewal,
+  syncPeers,
+} from '../fleet/index.ts';
+import { asAppError } from '../model/errors.ts';
+import type { Peer } from '../model/fleet.ts';
+import type { Uuid } from '../model/ids.ts';
+import type { Principal } from './credentials.ts';
+import type { EventLog } from './events.ts';
+import type { Store } from './store/index.ts';
+
+const refreshEveryMs = 60_000;
+const renewBeforeDays = 30;
+
+export interface FleetOptions {
+  identity: CloudletIdentity;
+  store: Store;
+  events: EventLog;
+  log: FastifyBaseLogger;
+  /** Called with the identity that has the new certificate. */
+  onRenewed: (identity: CloudletIdentity) => void;
+}
+
+export class Fleet {
+  readonly trust: FleetTrust;
+  readonly directory: PeerDirectory;
+  readonly client: PeerClient;
+  readonly #options: FleetOptions;
+  readonly #closing = new AbortController();
+  #identity: CloudletIdentity;
+  #refreshing: Promise<void> | undefined;
+
+  constructor(options: FleetOptions) {
+    const { identity, store } = options;
+    this.#options = options;
+    this.#identity = identity;
+    this.directory = new PeerDirectory(store, identity.id);
+    this.trust = new FleetTrust(identity, this.directory);
+    this.client = new PeerClient(identity);
+  }
+
+  /** Tells the fleet of this cloudlet now and then learns of others every minute. */
+  start(): void {
+    this.#refreshing = this.#refreshForever();
+  }
+
+  async #refreshForever(): Promise<void> {
+    const { signal } = this.#closing;
+    const call = { peers: this.directory, client: this.client, signal };
+    let announced = false;
+    while (!signal.aborted) {
+      try {
+        if (!announced) {
+          const { failed } = await announce({ ...call, self: asPeer(this.#identity) });
+          announced = failed.length === 0;
+        }
+        const { learned } = await syncPeers(call);
+        for (const peer of learned) this.#joined(peer);
+        await this.#renewIfDue();
+      } catch (error) {
+        if (!signal.aborted)
+          this.#options.log.warn({ err: error }, 'refreshing the fleet failed; it is tried again');
+      }
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, refreshEveryMs);
+        signal.addEventListener('abort', () => {
+          clearTimeout(timer);
+          resolve();
+        });
+      });
+    }
+  }
+
+  async #renewIfDue(): Promise<void> {
+    if (certificateExpiresInDays(this.#identity) > renewBeforeDays) return;
+    const founder = this.directory.list().find(({ url }) => url === this.#identity.founderUrl);
+    const sign = founder
+      ? async (csr: string) => {
+          const answer = await this.client.fetch(founder, '/v1/fleet/renewals', {
+            method: 'POST',
+            json: { csr },
+          });
+          return String((answer as { certificate?: unknown }).certificate);
+        }
+      : undefined;
+    this.#identity = await renewCertificate(this.#identity, sign ? { sign } : {});
+    this.#options.onRenewed(this.#identity);
+    this.#options.log.info('the certificate of this cloudlet was renewed');
+  }
+
+  #joined(peer: Peer): void {
+    this.#options.events.append({
+      kind: 'peer.joined',
+      data: { peerId: peer.id, name: peer.name, url: peer.url },
+    });
+  }
+
+  peers(): Peer[] {
+    return this.directory.list();
+  }
+
+  /** Errors: `unsupported` at a cloudlet that did not found the fleet. */
+  createJoinToken(expiresInS: number): { token: string; expiresAt: string } {
+    return createJoinToken(this.#options.store, this.#identity, { expiresInS });
+  }
+
+  async admit(request: JoinRequest): Promise<Admission> {
+    const { store } = this.#options;
+    const admission = await admitMember(
+      { identity: this.#identity, state: store, peers: this.directory },
+      request,
+    );
+    const peer = this.directory.get(request.id);
+    if (peer) this.#joined(peer);
+    return admission;
+  }
+
+  /** A new certificate for the member that asks, by the one that it has shown. */
+  async renew(caller: Principal, csr: string): Promise<{ certificate: string }> {
+    const admitter = { identity: this.#identity, peers: this.directory };
+    return { certificate: await signRenewal(admitter, { cloudletId: cloudletOf(caller), csr }) };
+  }
+
+  /** A peer has told of itself. */
+  announced(peer: Peer, caller: Principal): void {
+    const isNew = this.directory.get(peer.id) === undefined;
+    if (acceptAnnouncement(this.directory, { cloudletId: cloudletOf(caller) }, peer) && isNew)
+      this.#joined(peer);
+  }
+
+  remove(id: Uuid): void {
+    const { name } = this.directory.remove(id, Date.now());
+    this.#options.events.append({ kind: 'peer.removed', data: { peerId: id, name } });
+    void this.client.forget(id);
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    await this.#refreshing?.catch((error) => this.#options.log.error({ err: asAppError(error) }, 'fleet'));
+    await this.client.close();
+  }
+}
+
+/** The contract lets only cloudlets call these routes. */
+function cloudletOf(caller: Principal): Uuid {
+  if (caller.kind !== 'cloudlet') throw new TypeError(`caller ${caller.name} is no cloudlet`);
+  return caller.cloudletId;
+}
