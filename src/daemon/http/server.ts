@@ -4,7 +4,12 @@
  */
 import fastifyCors from '@fastify/cors';
 import fastifyWebsocket from '@fastify/websocket';
-import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import Fastify, {
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  LogController,
+} from 'fastify';
 import { endpoints, type OperationName } from '../../contract/endpoints.ts';
 import { type Route, type RouteInput, type RouteReply, routes } from '../../contract/routes.ts';
 import { AppError } from '../../model/errors.ts';
@@ -148,7 +153,7 @@ export interface Listening extends AsyncDisposable {
 export async function serve(cloudlet: Cloudlet, options: { host: string; port: number }): Promise<Listening> {
   const app = Fastify({
     loggerInstance: cloudlet.log,
-    disableRequestLogging: true,
+    logController: new LogController({ disableRequestLogging: true }),
     genReqId: () => newId(),
     requestTimeout: 0,
     forceCloseConnections: true,
