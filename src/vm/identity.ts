@@ -123,7 +123,7 @@ for directory in /proc/[0-9]*; do
   command=$(tr '\\0' '\\n' 2>/dev/null < "$directory/cmdline" | head -n 1)
   [ "\${command##*/}" = udhcpc ] || continue
   saved=/tmp/viper-udhcpc.$$
-  cat "$directory/cmdline" > "$saved" || continue
+  tr '\\0' '\\n' < "$directory/cmdline" | sed "s/^hostname:.*/hostname:$(hostname)/" | tr '\\n' '\\0' > "$saved" || continue
   kill -KILL "\${directory#/proc/}"
   xargs -0 setsid < "$saved" > /dev/null 2>&1 &
   sleep 1

@@ -4,7 +4,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { type FileHandle, open, rm } from 'node:fs/promises';
+import { open, rm } from 'node:fs/promises';
 import { AppError } from '../model/errors.ts';
 import type { ProcessRef } from '../model/vm.ts';
 import { abortError, delay, QmpConnection, withDeadline } from '../qmp/index.ts';
@@ -39,8 +39,7 @@ export async function launchQemu(launch: Launch, options: LaunchOptions = {}): P
   await removeSockets(paths);
   undo.defer(() => removeSockets(paths));
 
-  const child = await spawnDetached(qemu, qemuArgv(launch), paths);
-  const ended = endOf(child);
+  const { child, ended } = await spawnDetached(qemu, qemuArgv(launch), paths);
   undo.defer(async () => {
     // It is our child and not reaped yet, so its pid is still its own.
     child.kill('SIGKILL');
@@ -77,8 +76,12 @@ export async function removeSockets(paths: MachinePaths): Promise<void> {
   for (const path of socketPaths(paths)) await rm(path, { force: true });
 }
 
-async function spawnDetached(qemu: string, argv: string[], paths: MachinePaths): Promise<ChildProcess> {
-  const log: FileHandle = await open(paths.qemuLog, 'w', 0o600);
+async function spawnDetached(
+  qemu: string,
+  argv: string[],
+  paths: MachinePaths,
+): Promise<{ child: ChildProcess; ended: Promise<string> }> {
+  const log = await open(paths.qemuLog, 'w', 0o600);
   try {
     const child = spawn(qemu, argv, {
       detached: true,
@@ -87,9 +90,11 @@ async function spawnDetached(qemu: string, argv: string[], paths: MachinePaths):
       // The daemon's own environment may hold secrets.
       env: { PATH: process.env.PATH, LC_ALL: 'C' },
     });
+    // Listened to from the first moment: it may end before the log is closed.
+    const ended = endOf(child);
     await once(child, 'spawn');
     child.unref();
-    return child;
+    return { child, ended };
   } catch (error) {
     throw new AppError(
       'qemu_failed',

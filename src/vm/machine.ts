@@ -18,6 +18,7 @@ import {
 import { GuestAgent } from './agent.ts';
 import type { Launch } from './argv.ts';
 import { Console } from './console.ts';
+import { trimConsoleLog } from './console-log.ts';
 import { type LaunchOptions, launchQemu, removeSockets } from './launch.ts';
 import { type MachinePaths, machinePaths } from './paths.ts';
 import { isAlive, killProcess, waitUntilGone } from './process.ts';
@@ -26,6 +27,7 @@ import { readLastLines } from './tail.ts';
 const adoptTimeoutMs = 10_000;
 const quitTimeoutMs = 5_000;
 const killTimeoutMs = 10_000;
+const trimEveryMs = 10_000;
 /** A guest that is still booting drops the press of a power button, so it is pressed again. */
 const powerButtonEveryMs = 2_000;
 
@@ -47,6 +49,7 @@ export class Machine implements AsyncDisposable {
   readonly #listeners = new Set<(status: { running: boolean }) => void>();
   #cause: Pick<VmExit, 'reason' | 'detail'> | undefined;
   #detached = false;
+  readonly #trimming: NodeJS.Timeout;
 
   private constructor(id: string, directory: string, process: ProcessRef, qmp: QmpConnection) {
     this.id = id;
@@ -57,6 +60,11 @@ export class Machine implements AsyncDisposable {
     this.console = new Console(this.paths.console);
     this.exited = this.#exited.promise;
     qmp.onEvent((event) => this.#onEvent(event));
+    this.#trimming = setInterval(() => {
+      trimConsoleLog(directory).catch(() => {
+        // The next time is soon, and a full disk shows elsewhere.
+      });
+    }, trimEveryMs).unref();
   }
 
   /** Starts QEMU and leaves the VM paused. On failure or abort nothing is left of it. */
@@ -171,13 +179,18 @@ export class Machine implements AsyncDisposable {
   /** Lets go of QEMU, which runs on. */
   detach(): void {
     this.#detached = true;
-    this.agent.close();
-    this.console.close();
+    this.#letGo();
     this.qmp.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.detach();
+  }
+
+  #letGo(): void {
+    clearInterval(this.#trimming);
+    this.agent.close();
+    this.console.close();
   }
 
   /** A VM that never ran, or that waits for its memory, has no guest to ask. */
@@ -241,8 +254,7 @@ export class Machine implements AsyncDisposable {
         await waitUntilGone(this.process);
       }
       if (this.#detached) return;
-      this.agent.close();
-      this.console.close();
+      this.#letGo();
       await removeSockets(this.paths);
       this.#cause ??= { reason: 'crashed', detail: await this.#crashDetail(how) };
       this.#exited.resolve({ ...this.#cause, at: new Date().toISOString() });
