@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -21,6 +22,17 @@ test('there is a script for each shell', async () => {
   const { exitCode, stderr } = await shell.viper(['completion', 'tcsh']);
   assert.equal(exitCode, 2);
   assert.match(stderr, /Allowed choices are zsh, bash, fish/);
+});
+
+test('bash completes by its script, without the package bash-completion too', async () => {
+  using shell = fakeShell();
+  const { stdout } = await shell.viper(['completion', 'bash']);
+  const answering = "viper() { printf 'stop\\tstop a VM\\nstart\\tstart a VM\\n:4\\n'; }";
+  const pressed = 'COMP_WORDS=(viper vm sto) COMP_CWORD=2; __viper_complete 2>/dev/null; echo "$COMPREPLY"';
+  const bash = spawnSync('bash', ['--norc', '-c', `${stdout}\n${answering}\n${pressed}`], {
+    encoding: 'utf8',
+  });
+  assert.equal(bash.stdout, 'stop\n', bash.stderr);
 });
 
 test('commands, options and names from the daemon are completed', async () => {

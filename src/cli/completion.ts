@@ -19,12 +19,22 @@ interface Name {
 const answerMs = 800;
 const maxNames = 500;
 
+/** The script wants a function of the package bash-completion, which a small system may lack. */
+const withoutBashCompletion = `declare -F _get_comp_words_by_ref >/dev/null || _get_comp_words_by_ref() {
+    cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD-1]} words=("\${COMP_WORDS[@]}") cword=$COMP_CWORD
+}
+`;
+
 /** Adds `completion SHELL` and the hidden `complete -- WORDS`, which the shells' scripts call. */
 export function addCompletionCommands(program: Command): RootCommand {
   const completion = addCompletion(program, { completionCommandName: 'completion' });
   const command = program.commands.find((each) => each.name() === 'completion');
-  if (command)
+  if (command) {
     withExample(command.description('print a completion script'), 'source <(viper completion bash)');
+    command.hook('preAction', (_, { args }) => {
+      if (args[0] === 'bash') process.stdout.write(withoutBashCompletion);
+    });
+  }
   return completion;
 }
 

@@ -44,6 +44,10 @@ test('an error shows the details that help', () => {
       '  body.name: wanted this field',
     ],
   );
+  const one = new ViperError('invalid_request', 'Refused: body.name: wanted this field', {
+    details: { problems: problems.slice(1) },
+  });
+  assert.deepEqual(describeError(one), ['viper: Refused: body.name: wanted this field']);
   const state = { state: 'running', allowed: ['stop', 'pause'] };
   assert.deepEqual(describeError(new ViperError('wrong_state', 'VM web is running', { details: state })), [
     'viper: VM web is running',
@@ -54,8 +58,10 @@ test('an error shows the details that help', () => {
     operationId: 'op1',
   });
   assert.deepEqual(describeError(qemu), ['viper: QEMU died', '  | one', '  | two', '  operation: op1']);
-  const inUse = new ViperError('in_use', 'Image is used', { details: { usedBy: ['web', { vm: 'db' }] } });
-  assert.deepEqual(describeError(inUse), ['viper: Image is used', '  used by: web, {"vm":"db"}']);
+  const inUse = new ViperError('in_use', 'Image is used', {
+    details: { usedBy: [{ kind: 'vm', name: 'web' }, 'db', { vm: 5 }] },
+  });
+  assert.deepEqual(describeError(inUse), ['viper: Image is used', '  used by: vm web, db, {"vm":5}']);
 });
 
 test('details of another shape than expected are shown or left out, never a crash', () => {

@@ -77,13 +77,14 @@ export function describeError(error: unknown): string[] {
   return lines;
 }
 
-function detailsOf({ code, details, requestId, operationId }: ViperError): string[] {
-  const lines: string[] = [];
-  for (const problem of listOf(details.problems)) lines.push(problemLine(problem));
+function detailsOf({ code, message, details, requestId, operationId }: ViperError): string[] {
+  const problems = listOf(details.problems).map(problemLine);
+  // The message has a single problem in its own words.
+  const lines = problems.filter((line) => !message.endsWith(line));
   if (Array.isArray(details.allowed)) {
     lines.push(`allowed now: ${details.allowed.length > 0 ? details.allowed.join(', ') : 'nothing'}`);
   }
-  const usedBy = listOf(details.usedBy).map(textOf);
+  const usedBy = listOf(details.usedBy).map(userOf);
   if (usedBy.length > 0) lines.push(`used by: ${usedBy.join(', ')}`);
   if (typeof details.operationId === 'string')
     lines.push(`watch it: viper operation watch ${details.operationId}`);
@@ -99,6 +100,12 @@ function detailsOf({ code, details, requestId, operationId }: ViperError): strin
 
 const listOf = (value: unknown): unknown[] => (Array.isArray(value) ? value : []);
 const textOf = (value: unknown): string => (typeof value === 'string' ? value : JSON.stringify(value));
+
+/** `vm web` of what uses an image. */
+function userOf(user: unknown): string {
+  const { kind, name } = (user ?? {}) as { kind?: unknown; name?: unknown };
+  return typeof kind === 'string' && typeof name === 'string' ? `${kind} ${name}` : textOf(user);
+}
 
 /** `body.memoryBytes is 5, wanted a multiple of 1048576`. */
 function problemLine(problem: unknown): string {

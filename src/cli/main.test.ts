@@ -1,14 +1,10 @@
 import assert from 'node:assert/strict';
-import { type ChildProcess, spawnSync } from 'node:child_process';
-import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import type { ChildProcess } from 'node:child_process';
+import { truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { fileURLToPath } from 'node:url';
-import type { Command } from 'commander';
 import { type Answer, fakeDaemon, refusal, reply } from '../sdk/fake-daemon.ts';
-import { addCompletionCommands } from './completion.ts';
 import { fakeShell } from './fake-shell.ts';
-import { createProgram } from './program.ts';
 
 const digest = `sha256:${'ab'.repeat(32)}`;
 const createdAt = new Date(Date.now() - 300_000).toISOString();
@@ -189,33 +185,6 @@ test('a refusal ends with the exit code of its class and the details that help',
   }
 });
 
-test('what cannot be understood is told with option, value and what was wanted', async () => {
-  using shell = fakeShell();
-  const ends: [args: string[], stderr: RegExp][] = [
-    [
-      ['vm', 'create', 'web', '--image', 'x', '--memory', '5Q'],
-      /'--memory <size>' argument '5Q' is invalid. Wanted a size/,
-    ],
-    [['vm', 'stop', 'web', '--grace', '30'], /'--grace <time>' argument '30' is invalid. Wanted a time/],
-    [
-      ['token', 'create', '--name', 'a', '--scope', 'root'],
-      /argument 'root' is invalid. Wanted one of admin, operate/,
-    ],
-    [['vm', 'create', 'web', '--url', 'http://x'], /Pass either --image or --snapshot/],
-    [['vm', 'lst'], /unknown command 'lst'\n\(Did you mean list\?\)/],
-    [['vm'], /Usage: viper vm/],
-    [['vm', 'show', 'web', '--colour'], /unknown option '--colour'/],
-    [['image', 'import', '/none', '--url', 'http://x'], /Cannot import '\/none'/],
-    [['vm', 'list'], /No daemon is known: pass --url, set VIPER_URL, or make a context/],
-  ];
-  for (const [args, stderr] of ends) {
-    const end = await shell.viper(args);
-    assert.equal(end.exitCode, 2, args.join(' '));
-    assert.match(end.stderr, stderr);
-    assert.doesNotMatch(end.stderr, / at .*\.ts:/, 'no stack');
-  }
-});
-
 test('an image is imported with its size and told when done', async () => {
   const image = { digest, aliases: ['tiny'], format: 'raw', fileBytes: 3e6, virtualBytes: 3e6, createdAt };
   await using shell = await setUp({ 'POST /v1/images': (_, response) => reply(response, 201, image) });
@@ -227,6 +196,18 @@ test('an image is imported with its size and told when done', async () => {
   assert.equal(shell.requests[0]?.path, '/v1/images?alias=tiny');
   assert.equal(shell.requests[0]?.headers['content-length'], '3000000');
   assert.equal(shell.requests[0]?.body.length, 3e6);
+});
+
+test('an import that is refused while it is sent tells the refusal and no more', async () => {
+  const answer: Answer = (_, response) =>
+    reply(response, 507, refusal('insufficient_space', 'No room for the image'));
+  await using daemon = await fakeDaemon(answer, undefined, { hasty: true });
+  using shell = fakeShell({ VIPER_URL: daemon.url });
+  const file = join(shell.directory, 'large.raw');
+  writeFileSync(file, '');
+  truncateSync(file, 512 * 1024 ** 2);
+  const end = await shell.viper(['image', 'import', file, '--quiet']);
+  assert.deepEqual(end, { exitCode: 8, stdout: '', stderr: 'viper: No room for the image\n' });
 });
 
 test('exec prints what the program printed and ends with its exit code', async () => {
@@ -280,65 +261,4 @@ test('a new token is alone on stdout', async () => {
     scopes: ['read'],
     expiresInS: 2_592_000,
   });
-});
-
-test('contexts are added, used, listed without tokens, and removed', async () => {
-  await using daemon = await setUp({
-    'GET /v1/vms': (_, response) => reply(response, 200, { items: [], next: null }),
-  });
-  using shell = fakeShell();
-  const add = ['context', 'add', 'edge1', '--url', daemon.url, '--token-file', '-'];
-  assert.equal((await shell.viper(add, { input: 'top-secret\n' })).exitCode, 0);
-  await shell.viper(['context', 'add', 'edge2', '--url', 'https://edge2:7443']);
-  await shell.viper(['context', 'use', 'edge1']);
-  const list = await shell.viper(['context', 'list']);
-  assert.match(list.stdout, /^ +NAME +URL +TOKEN +CA\n\* +edge1 +http.* +yes +no\n +edge2 .* no +no\n$/);
-  assert.doesNotMatch(list.stdout + (await shell.viper(['context', 'list', '--json'])).stdout, /top-secret/);
-  await shell.viper(['vm', 'list']);
-  assert.equal(daemon.requests[0]?.headers.authorization, 'Bearer top-secret');
-  assert.equal((await shell.viper(['context', 'remove', 'edge1'])).exitCode, 0);
-  assert.match(
-    (await shell.viper(['context', 'use', 'edge1'])).stderr,
-    /There is no context 'edge1'.*known: edge2/,
-  );
-});
-
-test('every command has help with an example', () => {
-  const shown: string[] = [];
-  const check = (command: Command) => {
-    for (const each of command.commands) check(each);
-    // A word that only has commands below it.
-    if (command.parent && command.commands.length > 0) return;
-    let help = '';
-    command.configureOutput({
-      writeOut: (text) => {
-        help += text;
-      },
-    });
-    command.outputHelp();
-    shown.push(command.name());
-    assert.match(help, /\nExample:\n {2}\$ (viper|source <\(viper)/, command.name());
-  };
-  const program = createProgram('/none');
-  addCompletionCommands(program);
-  // What the shells call is for nobody to read.
-  const hidden = program.commands.findIndex((each) => each.name() === 'complete');
-  (program.commands as Command[]).splice(hidden, 1);
-  check(program);
-  assert.ok(shown.length > 40, String(shown.length));
-});
-
-test('the launcher starts through links, and tells what is missing', () => {
-  const launcher = fileURLToPath(new URL('../../bin/viper', import.meta.url));
-  using shell = fakeShell();
-  symlinkSync(launcher, join(shell.directory, 'one'));
-  symlinkSync('one', join(shell.directory, 'two'));
-  const started = spawnSync(join(shell.directory, 'two'), ['--version'], { encoding: 'utf8' });
-  assert.match(started.stdout, /^\d+\.\d+\.\d+\n$/);
-  mkdirSync(join(shell.directory, 'package', 'bin'), { recursive: true });
-  const copied = join(shell.directory, 'package', 'bin', 'viper');
-  spawnSync('cp', [launcher, copied]);
-  const missing = spawnSync(copied, ['--version'], { encoding: 'utf8' });
-  assert.equal(missing.status, 1);
-  assert.match(missing.stderr, /are not installed; run: cd .*package && npm ci\n$/);
 });

@@ -150,6 +150,24 @@ test('an image is sent as its bytes, with its size if that is known', async () =
   for (const { body } of daemon.requests) assert.equal(body, 'onetwo');
 });
 
+test('a refusal that comes before the image was sent ends the sending and is told', async () => {
+  await using daemon = await fakeDaemon(
+    (_, response) => reply(response, 401, refusal('unauthenticated', 'No credential')),
+    undefined,
+    { hasty: true },
+  );
+  let pieces = 0;
+  const body = new ReadableStream<Uint8Array>({
+    pull(controller) {
+      pieces += 1;
+      if (pieces > 200) controller.close();
+      else controller.enqueue(new Uint8Array(1024 * 1024));
+    },
+  });
+  await assert.rejects(connect({ url: daemon.url }).importImage({ body }), code('unauthenticated'));
+  assert.ok(pieces < 200);
+});
+
 const operation = (state: string, more: object = {}) => ({
   id: 'op1',
   kind: 'vm.create',

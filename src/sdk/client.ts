@@ -9,7 +9,6 @@ import { type EventsOptions, events } from './events.ts';
 import { type PagesOptions, pages } from './pages.ts';
 import { type Connection, call, type RequestParts } from './request.ts';
 import type {
-  Call,
   CallOptions,
   Calls,
   Image,
@@ -111,5 +110,3 @@ function baseUrl(text: string): string {
   }
   return url.href.replace(/\/+$/, '');
 }
-
-export type { Call };

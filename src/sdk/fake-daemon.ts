@@ -25,13 +25,18 @@ export interface FakeDaemon extends AsyncDisposable {
   cut(): void;
 }
 
-export async function fakeDaemon(answer: Answer, tls?: TlsOptions): Promise<FakeDaemon> {
+/** `hasty` daemons answer before they have read the body. */
+export async function fakeDaemon(
+  answer: Answer,
+  tls?: TlsOptions,
+  { hasty = false } = {},
+): Promise<FakeDaemon> {
   const requests: FakeRequest[] = [];
   const sockets = new Set<Socket>();
   let connections = 0;
   const onRequest = async (raw: IncomingMessage, response: ServerResponse) => {
     const chunks: Buffer[] = [];
-    for await (const chunk of raw) chunks.push(chunk as Buffer);
+    if (!hasty) for await (const chunk of raw) chunks.push(chunk as Buffer);
     const request: FakeRequest = {
       method: raw.method ?? '',
       path: raw.url ?? '',

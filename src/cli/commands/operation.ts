@@ -83,8 +83,10 @@ export function addOperationCommands(program: Command): void {
 const subjectOf = ({ subject }: Operation): string =>
   subject.name ?? subject.vmId ?? subject.snapshotId ?? subject.imageDigest ?? '';
 
-const progressOf = ({ progress }: Operation): string =>
-  progress ? `${progress.phase} ${Math.floor((100 * progress.done) / Math.max(progress.total, 1))}%` : '';
+const progressOf = ({ state, progress }: Operation): string =>
+  state === 'running' && progress
+    ? `${progress.phase} ${Math.floor((100 * progress.done) / Math.max(progress.total, 1))}%`
+    : '';
 
 const factsOf = (operation: Operation): [string, string | undefined][] => [
   ['Id', operation.id],
