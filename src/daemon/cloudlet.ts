@@ -52,7 +52,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly host: Host;
   readonly metrics: Metrics;
   /** The OpenAPI document as JSON: made once, it never changes. */
-  readonly openApi = Buffer.from(JSON.stringify(openApiDocument({ version })));
+  readonly openApi: string = JSON.stringify(openApiDocument({ version }));
   readonly #store: Store;
   readonly #registry: VmRegistry;
   readonly #runner: Runner;

@@ -19,7 +19,7 @@ const allowed: Record<string, readonly string[]> = {
   sdk: ['model', 'contract'],
   cli: ['model', 'contract', 'sdk'],
   lab: ['model', 'sdk'],
-  bench: ['model', 'contract', 'sdk', 'lab', 'daemon'],
+  bench: ['model', 'contract', 'sdk', 'lab', 'daemon', 'vm'],
 };
 
 interface Import {

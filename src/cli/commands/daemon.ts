@@ -17,7 +17,7 @@ interface Made {
   url: string;
   caFile: string;
   /** SHA-256 of the fleet's CA. */
-  fingerprint: string;
+  caFingerprint: string;
   token?: string;
 }
 
@@ -126,7 +126,7 @@ async function make(
       ['URL', `${made.url}, docs at ${made.url}/docs`],
       ['Admin token', made.token],
       ['Fleet CA', made.caFile],
-      ['Its SHA-256', made.fingerprint],
+      ['Its SHA-256', made.caFingerprint],
     ]);
     const state = options.state ?? process.env.VIPER_STATE ?? 'DIR';
     output.note(

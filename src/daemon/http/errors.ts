@@ -33,7 +33,8 @@ export function answerError(
 ): void {
   const error = toAppError(thrown);
   const status = httpStatus(error.code);
-  if (status >= 500) request.log.error({ err: thrown, code: error.code }, 'request failed');
+  if (status >= 500)
+    request.log.error({ err: thrown, code: error.code, requestId: request.id }, 'request failed');
   // The cause of a bug stays in the log: it may quote what belongs to somebody else.
   const shown =
     error.code === 'internal'

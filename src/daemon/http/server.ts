@@ -35,13 +35,13 @@ export interface Call<K extends OperationName> extends RouteInput<K> {
   reply: FastifyReply;
 }
 /**
- * A handler parses nothing and decides nothing: it calls the domain and answers. A Buffer is JSON already; a
- * handler that took over the raw reply (a stream) gives undefined.
+ * A handler parses nothing and decides nothing: it calls the domain and answers. A string goes out as it is, for
+ * JSON that was made before; a handler that took over the raw reply (a stream) gives undefined.
  */
 export type Handlers<K extends OperationName = OperationName> = {
   [P in K]: (
     call: Call<P>,
-  ) => Promise<RouteReply<P> | Buffer | undefined> | RouteReply<P> | Buffer | undefined;
+  ) => Promise<RouteReply<P> | string | undefined> | RouteReply<P> | string | undefined;
 };
 type AnyHandler = (call: unknown) => unknown;
 
@@ -70,9 +70,10 @@ export async function viperHttp(app: FastifyInstance, options: { cloudlet: Cloud
     });
   }
   await app.register(fastifyWebsocket, { options: { maxPayload: 64 * 1024 } });
-  app.addHook('onResponse', async (request, reply) => {
+  app.addHook('onResponse', (request, reply, done) => {
     const route = request.routeOptions.url ?? 'none';
     cloudlet.metrics.observeRequest(request.method, route, reply.statusCode, reply.elapsedTime / 1000);
+    done();
   });
   await registerDocs(app);
 
@@ -117,10 +118,14 @@ function addRoute(
       ...(route.query ? { querystring: route.query } : {}),
       ...(route.body ? { body: route.body } : {}),
     },
-    onRequest: async (request) => authorize(cloudlet, route.access, request),
-    preValidation: async (request) => {
+    onRequest: (request, _reply, done) => {
+      authorize(cloudlet, route.access, request);
+      done();
+    },
+    preValidation: (request, _reply, done) => {
       // No body means an empty one, so that `curl -X POST …/stop` does what it says.
-      if (route.body && (request.body === undefined || request.body === null)) request.body = {};
+      if (route.body) request.body ??= {};
+      done();
     },
     handler: async (request, reply) => {
       const answer = await handler({
@@ -155,6 +160,8 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
     loggerInstance: cloudlet.log,
     logController: new LogController({ disableRequestLogging: true }),
     genReqId: () => newId(),
+    // A logger for each request would be made for the few that log; those say the request id themselves.
+    childLoggerFactory: (logger) => logger,
     requestTimeout: 0,
     forceCloseConnections: true,
     https: {

@@ -46,7 +46,9 @@ function wanted(error: ErrorObject): string {
       return description ?? `text that matches ${(error.params as { pattern: string }).pattern}`;
     }
     default:
-      return (error.message ?? error.keyword).replace(/^must /, '');
+      return (error.message ?? error.keyword).replace(/^must (be |have |NOT have )?/, (_all, verb) =>
+        verb === 'be ' ? '' : verb === 'NOT have ' ? 'no ' : '',
+      );
   }
 }
 

@@ -31,7 +31,7 @@ export class VmRegistry {
   readonly #byId = new Map<Uuid, Managed>();
   readonly #byName = new Map<string, Managed>();
   /** JSON of list pages, until any VM changes: lists are asked for far more often than VMs change. */
-  readonly #pages = new Map<string, Buffer>();
+  readonly #pages = new Map<string, string>();
 
   constructor(store: Store, events: EventLog) {
     this.#store = store;
@@ -134,11 +134,11 @@ export class VmRegistry {
   }
 
   /** One page of summaries, oldest first, as JSON. */
-  page(query: PageRequest): Buffer {
+  page(query: PageRequest): string {
     const key = `${query.limit} ${query.after}`;
     const known = this.#pages.get(key);
     if (known) return known;
-    const body = Buffer.from(JSON.stringify(this.#store.vms.list(query)));
+    const body = JSON.stringify(this.#store.vms.list(query));
     // Few shapes of the question are asked again and again; strange ones must not fill the memory.
     if (this.#pages.size < 100) this.#pages.set(key, body);
     return body;

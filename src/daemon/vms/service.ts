@@ -70,7 +70,7 @@ export class VmService {
   }
 
   /** A page of summaries as JSON. */
-  listPage(query: PageRequest): Buffer {
+  listPage(query: PageRequest): string {
     return this.#registry.page(query);
   }
 
