@@ -251,6 +251,7 @@ export interface QmpCommands {
   'chardev-remove': Command<{ id: string }, Done>;
   'object-add': Command<QemuOptions & { 'qom-type': string; id: string }, Done>;
   'object-del': Command<{ id: string }, Done>;
+  pmemsave: Command<{ val: number; size: number; filename: string }, Done>;
   'qom-get': Command<{ path: string; property: string }, unknown>;
   'qom-list': Command<{ path: string }, { name: string; type: string }[]>;
   'query-balloon': Command<None, { actual: number }>;

@@ -1,7 +1,7 @@
 /**
  * Gives a VM whose memory came from another one an identity of its own. Fixed scripts do it inside the guest,
  * through the agent; values travel as arguments and never become script. The order for the caller: cables out
- * (`setLinks`), run the VM, `changeIdentity`, cables in, `renewLeases`.
+ * (`setLinks`), load the memory, run the VM, `changeIdentity`, cables in, `renewLeases`.
  */
 import { AppError } from '../model/errors.ts';
 import { macPattern, namePattern } from '../model/ids.ts';
@@ -119,15 +119,16 @@ set -u
 if [ -d /run/systemd/system ] && systemctl -q is-active systemd-networkd; then
   systemctl restart systemd-networkd || exit 1
 fi
+hostname=$(hostname)
 for directory in /proc/[0-9]*; do
-  command=$(tr '\\0' '\\n' 2>/dev/null < "$directory/cmdline" | head -n 1)
-  [ "\${command##*/}" = udhcpc ] || continue
-  saved=/tmp/viper-udhcpc.$$
-  tr '\\0' '\\n' < "$directory/cmdline" | sed "s/^hostname:.*/hostname:$(hostname)/" | tr '\\n' '\\0' > "$saved" || continue
-  kill -KILL "\${directory#/proc/}"
-  xargs -0 setsid < "$saved" > /dev/null 2>&1 &
-  sleep 1
+  read -r command 2>/dev/null < "$directory/comm" && [ "$command" = udhcpc ] || continue
+  saved=/tmp/viper-udhcpc
+  tr '\\0' '\\n' < "$directory/cmdline" | sed "s/^hostname:.*/hostname:$hostname/" | tr '\\n' '\\0' > "$saved" || continue
+  exec 3< "$saved"
   rm -f "$saved"
+  kill -KILL "\${directory#/proc/}"
+  xargs -0 setsid <&3 > /dev/null 2>&1 &
+  exec 3<&-
 done
 exit 0
 `;
