@@ -3,6 +3,7 @@ import { X509Certificate } from 'node:crypto';
 import { chmod, mkdir, readdir, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
+import { signRenewal } from './admission.ts';
 import { readMember } from './certificates.ts';
 import { startMs, testDirectory, testFounder, testMember } from './fixtures.ts';
 import { createCloudlet } from './founding.ts';
@@ -165,6 +166,12 @@ describe('renewing', () => {
     await using founder = await testFounder();
     await using member = await testMember(founder, 'member');
     await assert.rejects(renewCertificate(member.identity), { code: 'unsupported' });
+    const cloudletId = member.identity.id;
+    const renewed = await renewCertificate(member.identity, {
+      sign: (csr) => signRenewal(founder, { cloudletId, csr }),
+    });
+    assert.notEqual(renewed.certificate, member.identity.certificate);
+    assert.deepEqual(await loadCloudlet(member.identity.directory), renewed);
   });
 
   test('keeps the old certificate when what comes back is not good', async () => {

@@ -26,7 +26,8 @@ export interface CloudletFacts {
   /** SHA-256 of the CA's certificate, lower-case hex. */
   caFingerprint: string;
   joinedAt: string;
-  /** Where the founder was when this cloudlet joined; absent at the founder. */
+  /** Who renews the certificate, and where it was when this cloudlet joined; absent at the founder. */
+  founderId?: Uuid;
   founderUrl?: string;
 }
 
@@ -146,23 +147,11 @@ function assemble(directory: string, facts: CloudletFacts, keys: CloudletKeys): 
   return { ...facts, ...keys, directory, tls };
 }
 
-const factsOf = ({
-  id,
-  name,
-  url,
-  fleetId,
-  caFingerprint,
-  joinedAt,
-  founderUrl,
-}: CloudletIdentity): CloudletFacts => ({
-  id,
-  name,
-  url,
-  fleetId,
-  caFingerprint,
-  joinedAt,
-  ...(founderUrl === undefined ? {} : { founderUrl }),
-});
+const factsOf = (identity: CloudletIdentity): CloudletFacts => {
+  const { id, name, url, fleetId, caFingerprint, joinedAt, founderId, founderUrl } = identity;
+  const founder = founderId === undefined ? {} : { founderId };
+  return { id, name, url, fleetId, caFingerprint, joinedAt, ...founder, ...(founderUrl && { founderUrl }) };
+};
 
 const keysOf = ({ key, certificate, caCertificate, caKey }: CloudletIdentity): CloudletKeys => ({
   key,

@@ -46,6 +46,7 @@ describe('joining', () => {
     const { identity, peers } = await joinFleet(joining(directory.path, server.url, token(founder)));
     assert.deepEqual(await loadCloudlet(directory.path), identity);
     assert.equal(identity.fleetId, founder.identity.fleetId);
+    assert.equal(identity.founderId, founder.identity.id);
     assert.equal(identity.caKey, undefined);
     assert.deepEqual(
       peers.map(({ id }) => id),

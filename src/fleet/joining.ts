@@ -52,8 +52,9 @@ export async function joinFleet(joining: Joining): Promise<{ identity: CloudletI
   const id = newId();
   const key = await createKey();
   const csr = await createSigningRequest(name, key);
-  const admission = await askToJoin({ founderUrl, caCertificate, signal }, { token, id, name, url, csr });
-  const { certificate, fleetId, peers } = checkAdmission(admission, {
+  const request = { token, id, name, url, csr };
+  const { founderId, answer } = await askToJoin({ founderUrl, caCertificate, signal }, request);
+  const { certificate, fleetId, peers } = checkAdmission(answer, {
     caCertificate,
     id,
     key,
@@ -61,7 +62,7 @@ export async function joinFleet(joining: Joining): Promise<{ identity: CloudletI
     now,
   });
   const identity = await staged.commit(
-    { id, name, url, fleetId, caFingerprint, joinedAt: new Date(now()).toISOString(), founderUrl },
+    { id, name, url, fleetId, caFingerprint, joinedAt: new Date(now()).toISOString(), founderId, founderUrl },
     { key, certificate, caCertificate },
   );
   return { identity, peers: peers.filter((peer) => peer.id !== id) };
@@ -122,20 +123,18 @@ function chainOf(leaf: DetailedPeerCertificate): X509Certificate[] {
 async function askToJoin(
   at: { founderUrl: string; caCertificate: string; signal: AbortSignal | undefined },
   json: { token: string; id: Uuid; name: string; url: string; csr: string },
-): Promise<unknown> {
-  const agent = createAgent({ ca: at.caCertificate }, ({ founderOf, name }) =>
-    founderOf === undefined
-      ? `it is ${name}, a member of the fleet, but not the founder, who alone admits`
-      : undefined,
-  );
+): Promise<{ founderId: Uuid; answer: unknown }> {
+  let founderId: Uuid | undefined;
+  const agent = createAgent({ ca: at.caCertificate }, ({ founderOf, cloudletId, name }) => {
+    if (founderOf === undefined)
+      return `it is ${name}, a member of the fleet, but not the founder, who alone admits`;
+    founderId = cloudletId;
+    return undefined;
+  });
   try {
-    const timeoutMs = ADMISSION_TIMEOUT_MS;
-    return await exchange(
-      at.founderUrl,
-      '/v1/fleet/members',
-      { method: 'POST', json, signal: at.signal, timeoutMs },
-      agent,
-    );
+    const init = { method: 'POST', json, signal: at.signal, timeoutMs: ADMISSION_TIMEOUT_MS } as const;
+    const answer = await exchange(at.founderUrl, '/v1/fleet/members', init, agent);
+    return { founderId: founderId!, answer };
   } finally {
     await agent.destroy();
   }

@@ -37,7 +37,7 @@ const DEFAULT_TIMEOUT_MS = 10_000;
 const DEFAULT_MAX_BYTES = 1024 * 1024;
 
 export class PeerClient implements AsyncDisposable {
-  readonly #identity: ClientIdentity;
+  #identity: ClientIdentity;
   readonly #agents = new Map<Uuid, Agent>();
   readonly #seen = new Map<Uuid, SeenPeer>();
 
@@ -56,6 +56,14 @@ export class PeerClient implements AsyncDisposable {
   /** What the certificate of the peer said at the newest connection to it. */
   seen(id: Uuid): SeenPeer | undefined {
     return this.#seen.get(id);
+  }
+
+  /** Shows another certificate from now on, such as a renewed one; calls under way end on the old connections. */
+  async useIdentity(identity: ClientIdentity): Promise<void> {
+    this.#identity = identity;
+    const agents = Array.from(this.#agents.values());
+    this.#agents.clear();
+    await Promise.all(agents.map((agent) => agent.close()));
   }
 
   /** Closes the connections to a peer, such as one that was removed. */

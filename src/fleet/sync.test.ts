@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { X509Certificate } from 'node:crypto';
 import { describe, test } from 'node:test';
 import { AppError } from '../model/errors.ts';
+import { signRenewal } from './admission.ts';
 import {
   type Answer,
   peerAt,
@@ -13,6 +14,7 @@ import {
 } from './fixtures.ts';
 import { asPeer } from './identity.ts';
 import { PeerClient } from './peer-client.ts';
+import { renewCertificate } from './renewal.ts';
 import { acceptAnnouncement, announce, syncPeers } from './sync.ts';
 import { FleetTrust } from './trust.ts';
 
@@ -38,6 +40,20 @@ describe('calling a peer', () => {
     });
     const { name, certificateFingerprint } = asPeer(founder.identity);
     assert.deepEqual(client.seen(peer.id), { name, certificateFingerprint });
+  });
+
+  test('after a renewal shows it the new certificate', async () => {
+    await using founder = await testFounder();
+    await using member = await testMember(founder, 'member');
+    await using server = await serve(founder, ({ socket }) => socket.getPeerX509Certificate()!.serialNumber);
+    await using client = new PeerClient(member.identity);
+    const peer = peerAt(founder, server.url);
+    const before = await client.fetch(peer, '/');
+    const cloudletId = member.identity.id;
+    await client.useIdentity(
+      await renewCertificate(member.identity, { sign: (csr) => signRenewal(founder, { cloudletId, csr }) }),
+    );
+    assert.notEqual(await client.fetch(peer, '/'), before);
   });
 
   test('who is another cloudlet of the fleet at that address is refused before anything is sent', async () => {
