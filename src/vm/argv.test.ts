@@ -112,6 +112,8 @@ socket,id=console,path=/var/lib/viper/vms/one/console.sock,server=on,wait=off,lo
 -device
 {"driver":"virtio-balloon-pci","id":"balloon","deflate-on-oom":true,"free-page-reporting":false,"disable-legacy":"on","bus":"pcie.0","addr":"0x06"}
 -device
+{"driver":"vmgenid","id":"generation","guid":"11111111-1111-4111-8111-111111111111"}
+-device
 {"driver":"pcie-root-port","id":"hotplug0","chassis":1,"slot":1,"bus":"pcie.0","addr":"0x1c.0x0","multifunction":true}
 -device
 {"driver":"pcie-root-port","id":"hotplug1","chassis":2,"slot":2,"bus":"pcie.0","addr":"0x1c.0x1","multifunction":false}

@@ -74,6 +74,9 @@ export function qemuArgv(launch: Launch): string[] {
       'disable-legacy': 'on',
       ...slot(0x06),
     }),
+    // A guest that finds another number here than before knows that it is a copy, and renews its randomness. It is
+    // the VM's id, so it stays through a migration and changes in a clone.
+    ...device({ driver: 'vmgenid', id: 'generation', guid: id }),
     ...hotplugPorts.flatMap((port, index) =>
       device({
         driver: 'pcie-root-port',

@@ -56,15 +56,17 @@ test('after the last session has gone a new one connects again', async (t) => {
 });
 
 test('a slow reader loses the oldest output and is told how much', async (t) => {
-  const { port } = await fakePort(t);
+  const { port, sockets } = await fakePort(t);
   const [slow, fast] = [port.attach(), port.attach()];
+  fast.write('hello\n');
+  await readUntil(port.attach(), 'hello\n');
   const sent = `${'x'.repeat(1024 * 1024)}END`;
-  slow.write(sent);
+  sockets[0]!.write(sent);
   await readUntil(fast, 'END');
   const seen = await readUntil(slow, 'END');
   const lost = /^\r\n\[(\d+) bytes of output were lost here\]\r\n/.exec(seen);
   assert.ok(lost, seen.slice(0, 80));
-  assert.equal(seen.length - lost[0].length + Number(lost[1]), sent.length);
+  assert.equal(seen.length - lost[0].length + Number(lost[1]), 'hello\n'.length + sent.length);
   assert.ok(seen.length < 300 * 1024);
 });
 
@@ -75,6 +77,17 @@ test('closing ends a loop that waits, and refuses to write', async (t) => {
   session.close();
   assert.equal(await reading, '');
   assert.throws(() => session.write('x'), { code: 'wrong_state' });
+});
+
+test('a guest that does not read holds up nobody for ever', async (t) => {
+  const { port } = await fakePort(t);
+  const session = port.attach();
+  assert.throws(
+    () => {
+      for (let i = 0; i < 1000; i += 1) session.write('x'.repeat(1024));
+    },
+    { code: 'too_many' },
+  );
 });
 
 test('a port that is not there ends the session', async () => {

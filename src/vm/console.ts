@@ -10,6 +10,7 @@ import { AppError } from '../model/errors.ts';
 import { KiB } from '../model/units.ts';
 
 const maxQueuedBytes = 256 * KiB;
+const maxTypedBytes = 256 * KiB;
 const maxAttached = 32;
 
 export class Console {
@@ -28,7 +29,7 @@ export class Console {
     }
     const socket = this.#connect();
     const session = new ConsoleSession(
-      (bytes) => socket.write(bytes),
+      (bytes) => type(socket, bytes),
       () => this.#detach(session),
     );
     this.#attached.add(session);
@@ -63,6 +64,16 @@ export class Console {
     socket.destroy();
     for (const session of [...this.#attached]) session.close();
   }
+}
+
+/** A serial port takes what is typed byte by byte, and a guest may never take it. */
+function type(socket: Socket, bytes: Uint8Array): void {
+  if (socket.writableLength + bytes.length > maxTypedBytes) {
+    throw new AppError('too_many', `More than ${maxTypedBytes} typed bytes wait for the guest`, {
+      maxTypedBytes,
+    });
+  }
+  socket.write(bytes);
 }
 
 /** One reader's and writer's end. The loop ends when the session or the console is closed. */

@@ -30,7 +30,8 @@ export async function changeIdentity(
     check('macs.from', from, macPattern);
     check('macs.to', to, macPattern);
   }
-  const args = [hostname, machineId, ...macs.flatMap(({ from, to }) => [from, to])];
+  const seconds = Math.round(Date.now() / 1000);
+  const args = [hostname, machineId, String(seconds), ...macs.flatMap(({ from, to }) => [from, to])];
   await runScript(agent, 'take its new identity', changeScript, args, options.signal);
 }
 
@@ -67,14 +68,16 @@ function check(field: string, value: string, pattern: string): void {
 }
 
 /**
- * POSIX sh, for busybox and Debian: $1 host name, $2 machine id, then pairs of old and new MAC address. Addresses
- * of all interfaces are looked up before the first is changed, so that two may swap.
+ * POSIX sh, for busybox and Debian: $1 host name, $2 machine id, $3 the time, then pairs of old and new MAC
+ * address. The clock is set because the memory may be days old. Addresses of all interfaces are looked up before
+ * the first is changed, so that two may swap.
  */
 const changeScript = `
 set -u
 fail() { echo "$1" >&2; exit 1; }
 hostname=$1 machine_id=$2
-shift 2
+date -s "@$3" > /dev/null || fail "cannot set the clock"
+shift 3
 
 old=$(cat /etc/hostname 2>/dev/null)
 echo "$hostname" > /etc/hostname || fail "cannot write /etc/hostname"

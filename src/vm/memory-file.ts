@@ -39,11 +39,19 @@ export async function captureMemoryToFile(
   const over = new AbortController();
   undo.defer(() => over.abort());
   const writing = connection.then((socket) => writeFile(socket, partial, compress, over.signal));
-  writing.catch(() => {});
-  const captured = await captureMemory(machine, { ...options, socketPath });
-  await withDeadline(writing, { signal, onTimeout: () => new Error('unreachable') });
-  await rename(partial, file);
-  return { ...captured, fileBytes: (await stat(file)).size };
+  let failure: Error | undefined;
+  writing.catch((error) => {
+    failure = error;
+  });
+  try {
+    const captured = await captureMemory(machine, { ...options, socketPath });
+    await withDeadline(writing, { signal, onTimeout: () => new Error('unreachable') });
+    await rename(partial, file);
+    return { ...captured, fileBytes: (await stat(file)).size };
+  } catch (error) {
+    // A file that cannot be written shows to QEMU as a reader that went away.
+    throw failure ? cannotWrite(file, failure) : error;
+  }
 }
 
 /** Loads a file into a machine that was launched with `incoming`; the VM stays paused. */
@@ -64,6 +72,8 @@ export async function loadMemoryFromFile(
   try {
     await loaded;
   } catch (error) {
+    // After a timeout QEMU may still hold its end, and the reading would wait for it.
+    socket.destroy();
     const failure = await read;
     if (failure instanceof Error && 'code' in failure && String(failure.code).startsWith('ZSTD')) {
       throw new AppError(
@@ -77,6 +87,16 @@ export async function loadMemoryFromFile(
   } finally {
     socket.destroy();
   }
+}
+
+function cannotWrite(file: string, error: NodeJS.ErrnoException): Error {
+  if (error.code !== 'ENOSPC') return error;
+  return new AppError(
+    'insufficient_space',
+    `No room to write the memory of the VM to ${file}`,
+    {},
+    { cause: error },
+  );
 }
 
 async function readFormat(file: string): Promise<boolean> {
