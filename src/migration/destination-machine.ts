@@ -1,0 +1,304 @@
+/**
+ * The destination's half of a migration, pure: see `source-machine.ts` for the other half.
+ *
+ *   absent    --prepare--> reserved
+ *   reserved  --made--> waiting
+ *   reserved  --make-failed, abort, expired, restarted--> rejecting
+ *   waiting   --loaded, commit, restarted, claim--> owning   both the VM's state and the commit are here
+ *   waiting   --failed, vm-ended, abort, expired, restarted--> rejecting
+ *   owning    --resumed, vm-ended, restarted--> arrived      the VM runs here
+ *   owning    --resume-refused, abort--> rejecting
+ *   arrived   --abort--> rejecting                           a higher epoch was claimed at the source
+ *   arrived   --done--> settled
+ *   rejecting --discarded--> rejected
+ *   rejected  --done--> absent
+ *
+ * Invariants: the VM's vCPUs run here only from `owning` on. `rejecting` is journalled before the source hears
+ * `rejected`, and no way leads back from it. A record goes only when the source said `done`: a source in doubt must
+ * never meet a destination that has forgotten.
+ */
+import { type Next, type Problem, type Refused, refuse } from './protocol.ts';
+
+/** `epoch` is the one that the destination owns, or would own. */
+export type DestinationState =
+  | { name: 'absent' }
+  | { name: 'reserved'; epoch: number }
+  | { name: 'waiting'; epoch: number; loaded: Loaded; committed: boolean }
+  | { name: 'owning'; epoch: number; claimed?: string }
+  /** `complete`: no page is missing any more (or the VM has ended, and needs none). */
+  | { name: 'arrived'; epoch: number; complete: boolean }
+  | { name: 'rejecting'; reason: string }
+  | { name: 'rejected'; reason: string }
+  | { name: 'settled'; epoch: number };
+
+/** Post-copy loads all but the pages that the source still serves. */
+export type Loaded = 'no' | 'but-for-pages' | 'whole';
+
+/** What a daemon that starts again found of the VM's QEMU. */
+export type Found = 'gone' | 'waiting' | 'loaded' | 'running';
+
+export type DestinationEvent =
+  // From the source.
+  | { name: 'prepare'; epoch: number }
+  | { name: 'commit'; epoch: number }
+  | { name: 'abort'; epoch: number }
+  | { name: 'pages-lost' }
+  | { name: 'done' }
+  // From the work.
+  | { name: 'made' }
+  | { name: 'make-failed'; problems: Problem[] }
+  /** The VM's state is whole here (in post-copy: but for pages) and its vCPUs stand still. */
+  | { name: 'loaded'; complete: boolean }
+  | { name: 'failed'; message: string }
+  | { name: 'resumed'; complete: boolean }
+  /** QEMU said no, and the vCPUs have not run. */
+  | { name: 'resume-refused'; message: string }
+  | { name: 'completed' }
+  | { name: 'discarded' }
+  | { name: 'vm-ended' }
+  /** Nobody came with the ticket in time. */
+  | { name: 'expired' }
+  | { name: 'restarted'; found: Found; complete: boolean }
+  | { name: 'retry' }
+  | { name: 'claim'; reason: string };
+
+export type DestinationEffect =
+  /** Disk, QEMU, sockets; ends with `made` or `make-failed`. */
+  | { name: 'make' }
+  /** With the ticket, whose secret lives only in the memory of the daemon that made it. */
+  | { name: 'send-prepared' }
+  | { name: 'send-refused'; problems: Problem[] }
+  | { name: 'send-running'; epoch: number; complete: boolean }
+  | { name: 'send-rejected'; reason: string }
+  | { name: 'send-gone' }
+  | { name: 'send-ask' }
+  | { name: 'send-unknown' }
+  /** Close the disk's door to the source and let the VM run; ends with `resumed` or `resume-refused`. */
+  | { name: 'resume' }
+  /** Fetch what is missing, over a new session. */
+  | { name: 'recover' }
+  /** End the VM, whose missing pages will never come; it stays here as crashed. Ends with `vm-ended`. */
+  | { name: 'end-vm' }
+  /** Undo every step of `make`; ends with `discarded`. */
+  | { name: 'discard' };
+
+type Answer = Next<DestinationState, DestinationEffect> | Refused;
+
+export const absentDestination: DestinationState = { name: 'absent' };
+
+export const isDestinationOver = (state: DestinationState): boolean =>
+  state.name === 'absent' || state.name === 'settled';
+
+/** Whether the VM belongs to this side: whether its vCPUs may run here. */
+export const destinationOwns = (state: DestinationState): boolean =>
+  ['owning', 'arrived', 'settled'].includes(state.name);
+
+export function destinationTransition(state: DestinationState, event: DestinationEvent): Answer {
+  switch (state.name) {
+    case 'absent':
+      return whenAbsent(state, event);
+    case 'reserved':
+      return whileReserved(state, event);
+    case 'waiting':
+      return whileWaiting(state, event);
+    case 'owning':
+      return whileOwning(state, event);
+    case 'arrived':
+      return whenArrived(state, event);
+    case 'rejecting':
+      return whileRejecting(state, event);
+    case 'rejected':
+      return whenRejected(state, event);
+    case 'settled':
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+type In<Name extends DestinationState['name']> = Extract<DestinationState, { name: Name }>;
+
+function whenAbsent(state: In<'absent'>, event: DestinationEvent): Answer {
+  switch (event.name) {
+    case 'prepare':
+      return next({ name: 'reserved', epoch: event.epoch + 1 }, { name: 'make' });
+    case 'commit':
+      return next(state, { name: 'send-unknown' });
+    case 'abort':
+      return next(state, { name: 'send-gone' });
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+function whileReserved(state: In<'reserved'>, event: DestinationEvent): Answer {
+  switch (event.name) {
+    case 'made':
+      return next(
+        { name: 'waiting', epoch: state.epoch, loaded: 'no', committed: false },
+        { name: 'send-prepared' },
+      );
+    case 'make-failed': {
+      const reason = event.problems.map((problem) => problem.message).join('; ');
+      return next(
+        { name: 'rejecting', reason },
+        { name: 'discard' },
+        { name: 'send-refused', problems: event.problems },
+      );
+    }
+    case 'abort':
+    case 'expired':
+    case 'restarted':
+      return reject(reasonOf(event));
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+function whileWaiting(state: In<'waiting'>, event: DestinationEvent): Answer {
+  switch (event.name) {
+    case 'loaded':
+      return ownIfReady({ ...state, loaded: howFar(event) });
+    case 'commit':
+      if (event.epoch !== state.epoch) return next(state);
+      return ownIfReady({ ...state, committed: true });
+    case 'failed':
+    case 'vm-ended':
+    case 'abort':
+    case 'expired':
+      return reject(reasonOf(event));
+    case 'restarted':
+      // The sessions died with the daemon, so what had not been loaded by then will never be.
+      if (event.found !== 'loaded') return reject(reasonOf(event));
+      return ownIfReady({ ...state, loaded: howFar(event) }, { name: 'send-ask' });
+    case 'prepare':
+      return next(state, { name: 'send-prepared' });
+    case 'retry':
+      return next(state, { name: 'send-ask' });
+    case 'claim':
+      if (state.loaded !== 'whole')
+        return refuse('nothing_to_claim', 'The memory of the VM is not here, or not all of it');
+      // Above the source's own next epoch, so that a source that comes back yields.
+      return next({ name: 'owning', epoch: state.epoch + 2, claimed: event.reason }, { name: 'resume' });
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+function whileOwning(state: In<'owning'>, event: DestinationEvent): Answer {
+  const { epoch } = state;
+  switch (event.name) {
+    case 'resumed':
+      return arrive(epoch, event.complete);
+    case 'resume-refused':
+      return reject(event.message);
+    case 'vm-ended':
+      // It may have run before it ended, so it is ours, as a crashed VM.
+      return arrive(epoch, true);
+    case 'restarted':
+      if (event.found === 'running') return arrive(epoch, event.complete);
+      if (event.found === 'gone') return arrive(epoch, true);
+      return next(state, { name: 'resume' });
+    case 'abort':
+      return event.epoch > epoch ? reject(reasonOf(event)) : next(state);
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+function whenArrived(state: In<'arrived'>, event: DestinationEvent): Answer {
+  const { epoch, complete } = state;
+  switch (event.name) {
+    case 'completed':
+    case 'vm-ended':
+      return complete ? next(state) : arrive(epoch, true);
+    case 'pages-lost':
+      return complete ? next(state) : next(state, { name: 'end-vm' });
+    case 'restarted': {
+      const isComplete = complete || event.complete || event.found === 'gone';
+      const answer = running(epoch, isComplete);
+      const arrived = { name: 'arrived', epoch, complete: isComplete } as const;
+      return isComplete ? next(arrived, answer) : next(arrived, answer, { name: 'recover' });
+    }
+    case 'commit':
+    case 'retry':
+      return next(state, running(epoch, complete));
+    case 'abort':
+      return event.epoch > epoch ? reject(reasonOf(event)) : next(state, running(epoch, complete));
+    case 'done':
+      // A source that is done serves no pages any more.
+      return complete ? next({ name: 'settled', epoch }) : next(state, { name: 'end-vm' });
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+function whileRejecting(state: In<'rejecting'>, event: DestinationEvent): Answer {
+  switch (event.name) {
+    case 'discarded':
+      return next({ name: 'rejected', reason: state.reason }, { name: 'send-gone' });
+    case 'commit':
+    case 'prepare':
+      return next(state, { name: 'send-rejected', reason: state.reason });
+    case 'restarted':
+      return reject(state.reason);
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+function whenRejected(state: In<'rejected'>, event: DestinationEvent): Answer {
+  switch (event.name) {
+    case 'commit':
+    case 'prepare':
+      return next(state, { name: 'send-rejected', reason: state.reason });
+    case 'abort':
+    case 'retry':
+    case 'restarted':
+      return next(state, { name: 'send-gone' });
+    case 'done':
+      return next(absentDestination);
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+function ownIfReady(state: In<'waiting'>, ...otherwise: DestinationEffect[]): Answer {
+  if (state.loaded === 'no' || !state.committed) return next(state, ...otherwise);
+  return next({ name: 'owning', epoch: state.epoch }, { name: 'resume' });
+}
+
+const howFar = ({ complete }: { complete: boolean }): Loaded => (complete ? 'whole' : 'but-for-pages');
+
+const arrive = (epoch: number, complete: boolean): Answer =>
+  next({ name: 'arrived', epoch, complete }, running(epoch, complete));
+
+const reject = (reason: string): Answer =>
+  next({ name: 'rejecting', reason }, { name: 'send-rejected', reason }, { name: 'discard' });
+
+const running = (epoch: number, complete: boolean): DestinationEffect => ({
+  name: 'send-running',
+  epoch,
+  complete,
+});
+
+function ignoreOrRefuse(state: DestinationState, event: DestinationEvent): Answer {
+  if (event.name === 'claim')
+    return refuse('nothing_to_claim', `There is nothing to claim here: the migration is ${state.name}`);
+  return next(state);
+}
+
+const next = (state: DestinationState, ...effects: DestinationEffect[]): Answer => ({ state, effects });
+
+function reasonOf(event: DestinationEvent): string {
+  switch (event.name) {
+    case 'failed':
+      return event.message;
+    case 'vm-ended':
+      return 'QEMU at the destination ended before it had the VM';
+    case 'abort':
+      return 'The source withdrew it';
+    case 'expired':
+      return 'Nobody came with the ticket in time';
+    default:
+      return 'The daemon at the destination stopped';
+  }
+}

@@ -1,0 +1,99 @@
+/** A migration as plain data: what is asked for, how far it is, and what it came to. Units stand last in names. */
+import type { ErrorCode, ErrorDetails } from './errors.ts';
+import type { ImageDigest, Uuid } from './ids.ts';
+import type { VmSpec } from './vm.ts';
+
+/** `auto` is pre-copy as long as rounds shrink the work, and post-copy when they do not. */
+export const migrationModes = ['precopy', 'postcopy', 'hybrid', 'auto'] as const;
+export type MigrationMode = (typeof migrationModes)[number];
+
+/** In the order in which a migration passes them; `postcopy` only where it has one. */
+export const migrationPhases = [
+  'preflight',
+  'image',
+  'disk',
+  'memory',
+  'switchover',
+  'postcopy',
+  'done',
+] as const;
+export type MigrationPhase = (typeof migrationPhases)[number];
+
+/** Can be changed while it runs. */
+export interface MigrationLimits {
+  /** The longest pause of the guest that pre-copy may plan for. */
+  downtimeMs: number;
+  /** Memory and disk together; missing means as fast as the link takes it. */
+  bandwidthBps?: number;
+  /** Slow the guest down when it dirties its memory faster than the link carries it. */
+  autoConverge: boolean;
+}
+
+export interface MigrationOptions {
+  mode: MigrationMode;
+  /** `shared`: both sides open the same disk; `copied`: the destination gets a disk of its own. */
+  storage: 'shared' | 'copied';
+  limits: MigrationLimits;
+  /** Parallel streams for memory besides the main one; 0 means none. Only with `precopy`. */
+  channels: number;
+}
+
+/** How far it is. Phases follow their order, and within a migration neither `doneBytes` nor `round` ever falls. */
+export interface MigrationProgress {
+  phase: MigrationPhase;
+  /** Passes over dirty memory, from 1. */
+  round: number;
+  doneBytes: number;
+  /** Grows while the guest writes. Never below `doneBytes`. */
+  totalBytes: number;
+  /** How fast the guest dirties its memory. */
+  dirtyBps: number;
+  /** How fast bytes leave. */
+  rateBps: number;
+  /** Missing as long as nobody can say. */
+  etaMs?: number;
+  /** Missing as long as nobody can say. */
+  forecastDowntimeMs?: number;
+}
+
+/** What was measured, when it is over. */
+export interface MigrationResult {
+  /** From the request to: destination complete, source released. */
+  totalMs: number;
+  /** Missing when it ended before the switchover. */
+  downtimeMs?: number;
+  /** By QEMU's own count, where it has one. */
+  qemuDowntimeMs?: number;
+  setupMs: number;
+  rounds: number;
+  memoryBytes: number;
+  diskBytes: number;
+  zeroPages: number;
+  dirtyBps: number;
+  rateBps: number;
+  /** The share of its time by which auto-converge slowed the guest at last. */
+  throttlePercent: number;
+  /** Post-copy only: page faults that went over the link. */
+  pageRequests: number;
+  finishedAs: 'precopy' | 'postcopy';
+}
+
+/** Why a migration did not move the VM. The VM is where it was. */
+export interface MigrationFailure {
+  code: ErrorCode;
+  message: string;
+  details: ErrorDetails;
+}
+
+/** What the destination has to know of a VM to take it in. */
+export interface VmToMove {
+  id: Uuid;
+  name: string;
+  spec: VmSpec;
+  /** The owner's present epoch; the destination will own the next one. */
+  epoch: number;
+  runningWith: 'kvm' | 'tcg';
+  image: { digest: ImageDigest; format: 'qcow2' | 'raw'; fileBytes: number; virtualBytes: number };
+  /** Bytes of the overlay, holes left out. */
+  diskBytes: number;
+}
