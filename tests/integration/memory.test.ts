@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { open, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { open, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -215,9 +215,10 @@ test('a capture that fails leaves the VM running and nothing behind', options, a
     refusal,
   );
   await assertUntouched(source);
-  await assert.rejects(
-    captureMemoryToFile(source, { file: '/nonexistent/file', whenStopped: async () => {} }),
-  );
+  await symlink('/dev/full', `${file}.partial`);
+  await assert.rejects(captureMemoryToFile(source, { file, whenStopped: async () => {} }), {
+    code: 'insufficient_space',
+  });
   await assertUntouched(source);
   assert.equal(existsSync(file), false);
   assert.equal(existsSync(`${file}.partial`), false);
