@@ -7,7 +7,7 @@ import { newId } from '../model/ids.ts';
 import { Credentials, type CredentialsOptions, expandScopes } from './credentials.ts';
 import { credentialScopes } from './store/credentials.ts';
 import { testStore } from './store/fixtures.ts';
-import '../fleet/reflect.ts';
+import 'reflect-metadata';
 import * as x509 from '@peculiar/x509';
 
 const hourMs = 3_600_000;

@@ -91,7 +91,7 @@ export class Fleet {
 
   async #renewIfDue(): Promise<void> {
     if (certificateExpiresInDays(this.#identity) > renewBeforeDays) return;
-    const founder = this.directory.list().find(({ url }) => url === this.#identity.founderUrl);
+    const founder = this.#identity.founderId && this.directory.get(this.#identity.founderId);
     const sign = founder
       ? async (csr: string) => {
           const answer = await this.client.fetch(founder, '/v1/fleet/renewals', {
@@ -102,6 +102,7 @@ export class Fleet {
         }
       : undefined;
     this.#identity = await renewCertificate(this.#identity, sign ? { sign } : {});
+    this.client.useIdentity(this.#identity);
     this.#options.onRenewed(this.#identity);
     this.#options.log.info('the certificate of this cloudlet was renewed');
   }

@@ -23,6 +23,7 @@ export class ImageService {
   #importing = 0;
   /** Files on their way out. */
   readonly #removals = new Map<ImageDigest, Promise<void>>();
+  readonly #holds = new Set<{ digest: ImageDigest; by: { kind: string; name: string } }>();
 
   constructor(options: { store: Store; events: EventLog; paths: Paths; config: Config }) {
     this.#store = options.store;
@@ -54,12 +55,14 @@ export class ImageService {
       });
     }
     const { alias, digest: expectedDigest, format, sizeBytes } = request;
-    if (alias && this.#store.images.getByAlias(alias)) {
-      throw new AppError('name_taken', `There is an image '${alias}' already`, {
-        kind: 'image',
-        name: alias,
-      });
-    }
+    const named = alias === undefined ? undefined : this.#store.images.getByAlias(alias);
+    // Where the announcement already tells that these are other bytes, they need not come.
+    if (
+      named &&
+      ((expectedDigest ?? named.digest) !== named.digest ||
+        (sizeBytes ?? named.fileBytes) !== named.fileBytes)
+    )
+      throw aliasTaken(alias!);
     this.#importing += 1;
     try {
       const imported = await importImage(this.#paths.images, {
@@ -79,21 +82,32 @@ export class ImageService {
           `Image ${imported.digest} was removed while it was imported: send it again`,
         );
       }
-      return this.#record(imported, alias);
+      return await this.#record(imported, alias);
     } finally {
       this.#importing -= 1;
     }
   }
 
-  #record(imported: Omit<ImageRecord, 'aliases' | 'createdAt'>, alias: string | undefined): ImageRecord {
-    return this.#store.transact(() => {
-      if (!this.#store.images.get(imported.digest)) {
-        this.#store.images.insert({ ...imported, aliases: [], createdAt: new Date().toISOString() });
-        this.#events.append({ kind: 'image.imported', data: { ...imported } });
-      }
-      if (alias) this.#store.images.addAlias(imported.digest, alias);
-      return this.get(imported.digest);
-    });
+  async #record(
+    imported: Omit<ImageRecord, 'aliases' | 'createdAt'>,
+    alias: string | undefined,
+  ): Promise<ImageRecord> {
+    const { digest } = imported;
+    try {
+      return this.#store.transact(() => {
+        if (alias && (this.#store.images.getByAlias(alias)?.digest ?? digest) !== digest)
+          throw aliasTaken(alias);
+        if (!this.#store.images.get(digest)) {
+          this.#store.images.insert({ ...imported, aliases: [], createdAt: new Date().toISOString() });
+          this.#events.append({ kind: 'image.imported', data: { ...imported } });
+        }
+        if (alias) this.#store.images.moveAlias(digest, alias);
+        return this.get(digest);
+      });
+    } catch (error) {
+      if (!this.#store.images.get(digest)) await this.#removeFile(digest);
+      throw error;
+    }
   }
 
   addAlias(reference: string, alias: string): ImageRecord {
@@ -111,14 +125,30 @@ export class ImageService {
     });
   }
 
+  /** Keeps an image from being removed by who needs it and has no record yet that shows it. */
+  hold(digest: ImageDigest, by: { kind: string; name: string }): Disposable {
+    const hold = { digest, by };
+    this.#holds.add(hold);
+    return { [Symbol.dispose]: () => void this.#holds.delete(hold) };
+  }
+
   /** Errors: `in_use` while a VM or a golden snapshot needs it. */
   async remove(reference: string): Promise<void> {
     const { digest } = this.get(reference);
+    const usedBy = [...this.#holds].filter((hold) => hold.digest === digest).map(({ by }) => by);
+    if (usedBy.length > 0) {
+      const first = `${usedBy[0]!.kind} ${usedBy[0]!.name}`;
+      throw new AppError('in_use', `Cannot delete image ${digest}: ${first} needs it.`, { usedBy });
+    }
     // The record goes first: from then on nobody can start to use the file.
     this.#store.transact(() => {
       this.#store.images.delete(digest);
       this.#events.append({ kind: 'image.deleted', data: { digest } });
     });
+    await this.#removeFile(digest);
+  }
+
+  async #removeFile(digest: ImageDigest): Promise<void> {
     const removal = removeImage(this.#paths.images, digest).finally(() => this.#removals.delete(digest));
     this.#removals.set(digest, removal);
     await removal;
@@ -133,3 +163,6 @@ export class ImageService {
     }
   }
 }
+
+const aliasTaken = (alias: string): AppError =>
+  new AppError('name_taken', `There is an image '${alias}' already`, { kind: 'image', name: alias });

@@ -32,6 +32,8 @@ export interface SnapshotServiceOptions {
 
 export class SnapshotService {
   readonly #options: SnapshotServiceOptions;
+  /** Names of snapshots that are being made. */
+  readonly #making = new Set<string>();
 
   constructor(options: SnapshotServiceOptions) {
     this.#options = options;
@@ -52,22 +54,36 @@ export class SnapshotService {
   }
 
   async create(request: Static<typeof CreateSnapshot>): Promise<Operation> {
-    const { store, operations, images, runner, config } = this.#options;
-    if (store.snapshots.getByName(request.name)) {
-      throw new AppError('name_taken', `There is a snapshot '${request.name}' already`, {
-        kind: 'snapshot',
-        name: request.name,
-      });
-    }
+    const { operations, images, runner, config } = this.#options;
+    const { name } = request;
+    this.#requireFreeName(name);
     const image = images.get(request.image);
     const spec = specFor(request, image, config);
     await runner.check(spec);
+    // Both may have changed meanwhile; from here on they are kept.
+    this.#requireFreeName(name);
+    images.get(image.digest);
+    const kept = new DisposableStack();
+    kept.use(images.hold(image.digest, { kind: 'snapshot', name }));
+    kept.defer(() => this.#making.delete(name));
+    this.#making.add(name);
     const id = newId();
     const readyTimeoutMs = request.readyTimeoutMs ?? 180_000;
-    return operations.run('snapshot.create', { snapshotId: id, name: request.name }, async (work) => {
-      await this.#make({ id, name: request.name, spec, image, readyTimeoutMs }, work);
-      return { snapshotId: id };
-    });
+    try {
+      return operations.run('snapshot.create', { snapshotId: id, name }, async (work) => {
+        using _ = kept;
+        await this.#make({ id, name, spec, image, readyTimeoutMs }, work);
+        return { snapshotId: id };
+      });
+    } catch (error) {
+      kept.dispose();
+      throw error;
+    }
+  }
+
+  #requireFreeName(name: string): void {
+    if (!this.#making.has(name) && !this.#options.store.snapshots.getByName(name)) return;
+    throw new AppError('name_taken', `There is a snapshot '${name}' already`, { kind: 'snapshot', name });
   }
 
   async #make(

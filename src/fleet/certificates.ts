@@ -7,10 +7,9 @@
  *   URI urn:viper:founder:<fleet id>   only the founder has it: joiners give their token to nobody else
  *   DNS, IP                            the host of its URL, localhost, 127.0.0.1: for browsers and plain clients
  */
-import './reflect.ts';
 import { createPrivateKey, KeyObject, X509Certificate } from 'node:crypto';
 import { isIP } from 'node:net';
-import * as x509 from '@peculiar/x509';
+import type * as X509 from '@peculiar/x509';
 import { AppError } from '../model/errors.ts';
 import { isUuid, namePattern, type Uuid } from '../model/ids.ts';
 
@@ -21,6 +20,15 @@ export const CERTIFICATE_LIFE_MS = 365 * dayMs;
 /** Certificates begin this much in the past, because the clocks of sites differ. */
 const CLOCK_SKEW_MS = 3_600_000;
 const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2';
+
+/**
+ * Signing is rare, and its library weighs about 10 MB in memory: it is loaded when it is needed. It wants the
+ * metadata functions of Reflect to be there first.
+ */
+async function signer(): Promise<typeof X509> {
+  await import('reflect-metadata');
+  return import('@peculiar/x509');
+}
 
 const cloudletPrefix = 'urn:viper:cloudlet:';
 const founderPrefix = 'urn:viper:founder:';
@@ -50,6 +58,7 @@ export interface CertifiedCloudlet {
 }
 
 export async function createCa(fleetId: Uuid, nowMs: number): Promise<KeyPair> {
+  const x509 = await signer();
   const keys = await crypto.subtle.generateKey(algorithm, true, ['sign', 'verify']);
   const certificate = await x509.X509CertificateGenerator.createSelfSigned({
     name: `CN=Viper fleet ${fleetId}`,
@@ -73,6 +82,7 @@ export async function createKey(): Promise<string> {
 
 /** A PKCS#10 request, signed by the key: it proves that whoever asks has it. */
 export async function createSigningRequest(name: string, key: string): Promise<string> {
+  const x509 = await signer();
   const request = await x509.Pkcs10CertificateRequestGenerator.create({
     name: `CN=${name}`,
     keys: await importKeyPair(key),
@@ -91,6 +101,7 @@ export async function signMember(
   member: MemberFacts,
   nowMs: number,
 ): Promise<string> {
+  const x509 = await signer();
   const publicKey = await provenKey(csr);
   const issuer = new x509.X509Certificate(ca.certificate);
   const caEndsMs = issuer.notAfter.getTime();
@@ -121,28 +132,28 @@ export async function signMember(
 export function readMember(certificate: X509Certificate, ca: X509Certificate): CertifiedCloudlet | undefined {
   if (certificate.ca || !certificate.checkIssued(ca) || !certificate.verify(ca.publicKey)) return undefined;
   if (!certificate.keyUsage?.includes(CLIENT_AUTH)) return undefined;
-  const parsed = new x509.X509Certificate(certificate.raw);
-  const uris = parsed
-    .getExtension(x509.SubjectAlternativeNameExtension)
-    ?.names.items.filter(({ type }) => type === 'url')
-    .map(({ value }) => value);
-  const cloudletId = uris?.find((uri) => uri.startsWith(cloudletPrefix))?.slice(cloudletPrefix.length);
-  const founderOf = uris?.find((uri) => uri.startsWith(founderPrefix))?.slice(founderPrefix.length);
-  const name = commonName.exec(parsed.subject)?.[1];
+  // Node quotes a name that holds a comma or a quote, so a plain item is one whole name.
+  const uris = (certificate.subjectAltName ?? '')
+    .split(', ')
+    .filter((item) => item.startsWith('URI:'))
+    .map((item) => item.slice('URI:'.length));
+  const cloudletId = uris.find((uri) => uri.startsWith(cloudletPrefix))?.slice(cloudletPrefix.length);
+  const founderOf = uris.find((uri) => uri.startsWith(founderPrefix))?.slice(founderPrefix.length);
+  const name = commonName.exec(certificate.subject)?.[1];
   if (cloudletId === undefined || !isUuid(cloudletId) || name === undefined) return undefined;
   return {
     cloudletId,
     name,
     ...(founderOf === undefined ? {} : { founderOf }),
-    validFromMs: parsed.notBefore.getTime(),
-    validToMs: parsed.notAfter.getTime(),
+    validFromMs: certificate.validFromDate.getTime(),
+    validToMs: certificate.validToDate.getTime(),
   };
 }
 
 export const isValidAt = ({ validFromMs, validToMs }: CertifiedCloudlet, nowMs: number): boolean =>
   validFromMs <= nowMs && nowMs < validToMs;
 
-function subjectNames({ id, url, founderOf }: MemberFacts): x509.JsonGeneralNames {
+function subjectNames({ id, url, founderOf }: MemberFacts): X509.JsonGeneralNames {
   const host = new URL(url).hostname.replace(/^\[(.*)\]$/, '$1');
   const dns = new Set(isIP(host) ? ['localhost'] : ['localhost', host]);
   const ips = new Set(isIP(host) ? ['127.0.0.1', host] : ['127.0.0.1']);
@@ -154,7 +165,8 @@ function subjectNames({ id, url, founderOf }: MemberFacts): x509.JsonGeneralName
   ];
 }
 
-async function provenKey(csr: string): Promise<x509.PublicKey> {
+async function provenKey(csr: string): Promise<X509.PublicKey> {
+  const x509 = await signer();
   let why = 'it is no PKCS#10 request in PEM';
   try {
     const request = new x509.Pkcs10CertificateRequest(csr);

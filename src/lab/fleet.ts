@@ -14,6 +14,7 @@ import { promisify } from 'node:util';
 import { connectNode, type NodeViper } from '../sdk/node.ts';
 
 const program = path.resolve(import.meta.dirname, '../daemon/main.ts');
+const launcher = path.resolve(import.meta.dirname, '../../bin/viper');
 const startTimeoutMs = 60_000;
 const stopTimeoutMs = 20_000;
 
@@ -68,7 +69,7 @@ export class LabCloudlet {
   /** Starts the daemon and waits until it answers. */
   async start(): Promise<void> {
     const log = await open(path.join(this.directory, 'daemon.log'), 'a', 0o600);
-    const daemon = spawn(process.execPath, [program, 'serve', '--state', this.directory], {
+    const daemon = spawn(launcher, ['daemon', '--state', this.directory], {
       stdio: ['ignore', log.fd, log.fd],
     });
     await log.close();

@@ -1,18 +1,8 @@
 /** For tests only: a CA, and certificates that it has signed for 127.0.0.1 and localhost. */
 
-// @peculiar/x509 keeps its classes in a container that wants these three; nothing else of reflect-metadata.
-const notes = new WeakMap<object, Map<unknown, unknown>>();
-const read = (key: unknown, target: object) => notes.get(target)?.get(key);
-if (!('getMetadata' in Reflect)) {
-  Object.assign(Reflect, {
-    getMetadata: read,
-    getOwnMetadata: read,
-    defineMetadata(key: unknown, value: unknown, target: object) {
-      notes.set(target, (notes.get(target) ?? new Map()).set(key, value));
-    },
-  });
-}
-const x509 = await import('@peculiar/x509');
+// Before @peculiar/x509, which wants the metadata functions of Reflect.
+import 'reflect-metadata';
+import * as x509 from '@peculiar/x509';
 
 const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
 x509.cryptoProvider.set(globalThis.crypto);

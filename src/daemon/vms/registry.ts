@@ -100,10 +100,11 @@ export class VmRegistry {
   /** Refuses with what can be done now, unless the action fits the state and nobody is at work on the VM. */
   require(managed: Managed, action: VmAction): void {
     const { record, operationId } = managed;
-    if (operationId) {
+    if (operationId && !isLook(action)) {
       throw new AppError('busy', `Cannot ${action} VM '${record.name}': an operation is at work on it`, {
         operationId,
         state: record.state,
+        allowed: this.#allowed(managed),
       });
     }
     if (isAllowed(action, record.state)) return;
@@ -114,8 +115,10 @@ export class VmRegistry {
     );
   }
 
-  #allowed = (managed: Managed): VmAction[] =>
-    managed.operationId ? [] : allowedActions(managed.record.state);
+  #allowed({ record, machine, operationId }: Managed): VmAction[] {
+    const allowed = allowedActions(record.state);
+    return operationId ? allowed.filter((action) => isLook(action) && machine) : allowed;
+  }
 
   #tell({ id, name, lastExit }: VmRecord, what: VmState | 'deleted'): void {
     const ended = what === 'stopped' || what === 'crashed';
@@ -160,3 +163,6 @@ export class VmRegistry {
     return counts;
   }
 }
+
+/** Looking at a console or a guest disturbs no operation. */
+const isLook = (action: VmAction): boolean => action === 'console' || action === 'guest';

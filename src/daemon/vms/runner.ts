@@ -99,11 +99,16 @@ export class Runner {
     signal: AbortSignal,
   ): Promise<Started> {
     return this.#launch(vm, { incoming: true }, signal, async (machine) => {
-      await loadMemoryFromFile(machine, { file: captured.memory, signal });
+      const load = () => loadMemoryFromFile(machine, { file: captured.memory, signal });
       if (identity === 'keep') {
+        await load();
         await machine.resume();
         return;
       }
+      // QEMU announces the original's addresses as soon as it has the memory, so the host's end is cut before; the
+      // memory brings the guest's end with it, so that is cut after.
+      await setLinks(machine, false);
+      await load();
       await setLinks(machine, false);
       await machine.resume();
       await machine.agent.waitUntilReady({ timeoutMs: agentAfterResumeMs, signal });

@@ -113,6 +113,8 @@ export class VmService {
     const image = this.#images.get(imageReference);
     const spec = specFor(request, image, this.#config);
     await this.#runner.check(spec);
+    // It may have been removed meanwhile; from here on the record keeps it.
+    this.#images.get(image.digest);
     const managed = this.#registry.add(newRecord(request.name, spec));
     return this.#operate(
       managed,
@@ -143,6 +145,8 @@ export class VmService {
     }
     const spec = withNewIdentity(snapshot.spec, request.name);
     await this.#runner.check(spec);
+    // It may have been removed meanwhile; from here on the record keeps it.
+    this.#snapshots.get(snapshot.id);
     const managed = this.#registry.add({
       ...newRecord(request.name, spec),
       origin: { kind: 'snapshot', snapshotId: snapshot.id },
@@ -269,11 +273,14 @@ export class VmService {
   /** The QEMU of a VM whose state allows the action. */
   #machineFor(reference: string, action: VmAction): Machine {
     const managed = this.#registry.find(reference);
-    const { operationId } = managed;
-    // Looking at a console or a guest disturbs no operation.
-    this.#registry.require({ ...managed, operationId: undefined } as Managed, action);
-    if (managed.machine) return managed.machine;
-    throw new AppError('busy', `VM '${managed.record.name}' has no QEMU yet`, { operationId });
+    this.#registry.require(managed, action);
+    const { machine, operationId, record } = managed;
+    if (machine) return machine;
+    throw new AppError('busy', `Cannot ${action} VM '${record.name}': it has no QEMU yet`, {
+      operationId,
+      state: record.state,
+      allowed: [],
+    });
   }
 
   /**
