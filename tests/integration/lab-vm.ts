@@ -1,0 +1,149 @@
+/** What the tests of whole daemons ask of them, through the SDK: tiny guests, refusals by code, and that nothing is left. */
+import assert from 'node:assert/strict';
+import { existsSync, openAsBlob } from 'node:fs';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { LabCloudlet } from '../../src/lab/fleet.ts';
+import { guestImage } from '../../src/lab/guests.ts';
+import type { Uuid } from '../../src/model/ids.ts';
+import {
+  type Guest,
+  type Image,
+  type NodeViper,
+  type Operation,
+  ViperError,
+  type ViperErrorCode,
+  type ViperEvent,
+} from '../../src/sdk/node.ts';
+import { findQemu } from '../../src/vm/process.ts';
+
+/** Long enough for a machine that is five times slower than usual; nothing waits so long unless it fails. */
+export const patienceMs = 180_000;
+
+/** Asks until the answer satisfies. An error counts as an answer that does not. */
+export async function until<T>(
+  what: string,
+  ask: () => Promise<T> | T,
+  satisfies: (value: T) => boolean = Boolean,
+): Promise<T> {
+  const deadline = Date.now() + patienceMs;
+  let last: unknown;
+  while (Date.now() < deadline) {
+    try {
+      const value = await ask();
+      if (satisfies(value)) return value;
+      last = value;
+    } catch (error) {
+      last = error;
+    }
+    await sleep(50);
+  }
+  throw new Error(`waited ${patienceMs} ms in vain for ${what}; the last answer was ${String(last)}`, {
+    cause: last,
+  });
+}
+
+/** The refusal with which the call ends; the test fails if it succeeds or ends in another way. */
+export async function refused(call: Promise<unknown>, code: ViperErrorCode): Promise<ViperError> {
+  const error = await call.then(
+    () => assert.fail(`the call succeeded, wanted ${code}`),
+    (thrown: unknown) => thrown,
+  );
+  if (!(error instanceof ViperError)) throw error;
+  assert.equal(error.code, code, error.message);
+  return error;
+}
+
+export async function importTiny(viper: NodeViper, alias = 'tiny'): Promise<Image> {
+  const file = guestImage('tiny');
+  assert.ok(existsSync(file), `${file} is missing; make it with: scripts/setup tiny`);
+  return viper.importImage({ body: await openAsBlob(file), query: { alias } });
+}
+
+/** The VM's id, once the operation that makes or changes it has succeeded. */
+export async function done(viper: NodeViper, asked: Promise<Operation>): Promise<Uuid> {
+  const { subject } = await viper.wait(await asked, { timeoutMs: patienceMs });
+  return subject.vmId!;
+}
+
+/** Waits until the guest has booted; gives what it says of itself. */
+export const booted = (viper: NodeViper, vm: string): Promise<Guest> =>
+  until(`the agent of ${vm}`, () => viper.getGuest({ params: { vm } }));
+
+/** Runs a command line in the guest, which must succeed, and gives its output. */
+export async function sh(viper: NodeViper, vm: string, command: string): Promise<string> {
+  const argv = ['/bin/sh', '-c', command];
+  const reply = await viper.execInGuest({ params: { vm }, body: { argv, timeoutMs: 60_000 } });
+  assert.equal(reply.exitCode, 0, `${command}: ${reply.stderr}`);
+  return reply.stdout.trim();
+}
+
+/** Seconds that the guest has run. */
+export const ticks = async (viper: NodeViper, vm: string): Promise<number> =>
+  Number(await sh(viper, vm, 'cat /run/ticks'));
+
+export const untilTicksPass = (viper: NodeViper, vm: string, count: number): Promise<number> =>
+  until(
+    `more than ${count} ticks of ${vm}`,
+    () => ticks(viper, vm),
+    (now) => now > count,
+  );
+
+export const directoryOf = (cloudlet: LabCloudlet, id: Uuid): string =>
+  path.join(cloudlet.directory, 'vms', id);
+
+/** No process, no directory and no record is left of the VM. */
+export async function assertGone(cloudlet: LabCloudlet, id: Uuid): Promise<void> {
+  assert.equal(await findQemu(id), null, `QEMU of ${id} is left`);
+  assert.equal(existsSync(directoryOf(cloudlet, id)), false, `the directory of ${id} is left`);
+  await refused(cloudlet.viper.getVm({ params: { vm: id } }), 'not_found');
+}
+
+/** Keeps every event from `after` on, over restarts of the daemon, until it is disposed. */
+export class EventRecorder implements AsyncDisposable {
+  readonly events: ViperEvent[] = [];
+  readonly #waiting = new Set<(event: ViperEvent) => void>();
+  readonly #stop = new AbortController();
+  readonly #recording: Promise<void>;
+
+  constructor(viper: NodeViper, after = 0) {
+    this.#recording = this.#record(viper, after);
+    this.#recording.catch(() => {});
+  }
+
+  async #record(viper: NodeViper, after: number): Promise<void> {
+    const { signal } = this.#stop;
+    try {
+      for await (const event of viper.events({ after, signal })) {
+        this.events.push(event);
+        for (const look of this.#waiting) look(event);
+      }
+    } catch (error) {
+      if (!signal.aborted) throw error;
+    }
+  }
+
+  /** The first event that fits, be it past or to come. */
+  async first(what: string, fits: (event: ViperEvent) => boolean): Promise<ViperEvent> {
+    const { promise, resolve, reject } = Promise.withResolvers<ViperEvent>();
+    const look = (event: ViperEvent): void => {
+      if (fits(event)) resolve(event);
+    };
+    const inVain = () => reject(new Error(`waited ${patienceMs} ms in vain for ${what}`));
+    const timer = setTimeout(inVain, patienceMs);
+    this.#waiting.add(look);
+    this.#recording.catch(reject);
+    this.events.forEach(look);
+    try {
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+      this.#waiting.delete(look);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stop.abort();
+    await this.#recording.catch(() => {});
+  }
+}
