@@ -38,9 +38,11 @@ export interface MigrationOptions {
   channels: number;
 }
 
-/** How far it is. Phases follow their order, and within a migration neither `doneBytes` nor `round` ever falls. */
+/** How far it is. Phases follow their order; of `fraction`, `doneBytes` and `round` none ever falls. */
 export interface MigrationProgress {
   phase: MigrationPhase;
+  /** 0 to 1, for a bar. It stands still while the guest makes work faster than it is done. */
+  fraction: number;
   /** Passes over dirty memory, from 1. */
   round: number;
   doneBytes: number;
@@ -93,6 +95,8 @@ export interface VmToMove {
   /** The owner's present epoch; the destination will own the next one. */
   epoch: number;
   runningWith: 'kvm' | 'tcg';
+  /** Whether its vCPUs run; a paused VM arrives paused. */
+  running: boolean;
   image: { digest: ImageDigest; format: 'qcow2' | 'raw'; fileBytes: number; virtualBytes: number };
   /** Bytes of the overlay, holes left out. */
   diskBytes: number;

@@ -1,0 +1,301 @@
+/**
+ * The destination's side of one migration: the pure machine of `destination-machine.ts` with hands. It answers
+ * `prepare` only after the caller's checks; it knows QEMU, and everything else only by the functions it is given.
+ */
+import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
+import { rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import { AppError, asAppError } from '../model/errors.ts';
+import type { MigrationOptions, VmToMove } from '../model/migration.ts';
+import type { Machine } from '../vm/machine.ts';
+import {
+  type DestinationEffect,
+  type DestinationEvent,
+  type DestinationState,
+  destinationTransition,
+  type Found,
+  isDestinationOver,
+} from './destination-machine.ts';
+import { joinWithQemu } from './doors.ts';
+import { Engine, type Journal } from './engine.ts';
+import {
+  closeDisk,
+  listenForMemory,
+  lookAt,
+  serveDisk,
+  waitUntilComplete,
+  waitUntilLoaded,
+} from './memory-in.ts';
+import type { Problem, Ticket, ToDestination, ToSource } from './protocol.ts';
+import type { SessionPurpose } from './source.ts';
+
+export interface DestinationSurroundings {
+  journal: Journal<DestinationState>;
+  /** Sends a message; it may be lost, and a failure means no more than that. */
+  send: (message: ToSource) => Promise<void>;
+  /** Checks and reserves; an empty list means that the VM is welcome. */
+  check: () => Promise<Problem[]>;
+  /** Makes the VM's directory, its empty disk on the same image (unless shared) and a QEMU that waits for it. */
+  make: () => Promise<Machine>;
+  /** Removes what `make` made and reserved; QEMU has ended. Nothing there is no error. */
+  discard: () => Promise<void>;
+  onState?: (state: DestinationState) => void;
+  onFailure: (error: AppError) => void;
+}
+
+export interface DestinationMigrationOptions {
+  vm: VmToMove;
+  options: MigrationOptions;
+  state: DestinationState;
+  /** After a restart: the QEMU that was found, or `null`. */
+  machine?: Machine | null;
+  surroundings: DestinationSurroundings;
+  retryMs?: number;
+  /** How long the source may take to come with the ticket. */
+  ticketMs?: number;
+}
+
+export class DestinationMigration {
+  readonly #vm: VmToMove;
+  readonly #options: MigrationOptions;
+  readonly #around: DestinationSurroundings;
+  readonly #engine: Engine<DestinationState, DestinationEvent, DestinationEffect>;
+  readonly #ticketMs: number;
+  readonly #retry: NodeJS.Timeout;
+  readonly #abort = new AbortController();
+  readonly #streams = new Set<Duplex>();
+  #ticket: { ticket: Ticket; expiry: NodeJS.Timeout } | undefined;
+  #sessions = { disk: 0, memory: 0 };
+  #machine: Machine | null;
+  #stopped = false;
+
+  constructor(options: DestinationMigrationOptions) {
+    const { vm, state, machine = null, surroundings, retryMs = 1000, ticketMs = 60_000 } = options;
+    this.#vm = vm;
+    this.#options = options.options;
+    this.#around = surroundings;
+    this.#ticketMs = ticketMs;
+    this.#machine = machine;
+    this.#engine = new Engine({
+      state,
+      transition: destinationTransition,
+      journal: surroundings.journal,
+      perform: (effect) => this.#perform(effect),
+      onState: (next) => {
+        if (isDestinationOver(next)) this.#rest();
+        surroundings.onState?.(next);
+      },
+      onFailure: surroundings.onFailure,
+    });
+    this.#retry = setInterval(() => this.#tell({ name: 'retry' }), retryMs);
+    if (machine) this.#watchEnd(machine);
+  }
+
+  get state(): DestinationState {
+    return this.#engine.state;
+  }
+
+  /** The QEMU of the VM; it is the caller's from `settled` on. */
+  get machine(): Machine | null {
+    return this.#machine;
+  }
+
+  /** Takes a message of the source. */
+  async receive(message: ToDestination): Promise<void> {
+    if (message.name !== 'prepare') return this.#engine.dispatch(message);
+    if (this.state.name === 'absent') {
+      const problems = await this.#around.check();
+      if (problems.length > 0) return this.#around.send({ name: 'refused', problems });
+    }
+    await this.#engine.dispatch({ name: 'prepare', epoch: message.vm.epoch });
+  }
+
+  /**
+   * Takes a session of the source. `forbidden` for a wrong, used or expired ticket: one disk session and as many
+   * for memory as were agreed on.
+   */
+  accept(purpose: SessionPurpose, secret: string, stream: Duplex): void {
+    const most = purpose === 'disk' ? Number(this.#options.storage === 'copied') : 1 + this.#options.channels;
+    if (!this.#isTicket(secret) || this.state.name !== 'waiting' || this.#sessions[purpose] >= most) {
+      throw new AppError('forbidden', `The ticket is not good for a ${purpose} session`, {
+        wanted: 'ticket',
+      });
+    }
+    this.#sessions[purpose] += 1;
+    clearTimeout(this.#ticket!.expiry);
+    this.#streams.add(stream);
+    stream.once('close', () => this.#streams.delete(stream));
+    const path = this.#socket(purpose);
+    joinWithQemu(path, stream).catch(() => {
+      // QEMU notices by itself, and what becomes of it is watched.
+    });
+  }
+
+  /** Goes on from the journal after the daemon was away. */
+  async restart(): Promise<void> {
+    const { found, complete } = await this.#look();
+    await this.#engine.dispatch({ name: 'restarted', found, complete });
+    if (found === 'loaded' || found === 'running') this.#watchCompletion();
+  }
+
+  /** An operator's word that the source will not run the VM. */
+  claim(reason: string): Promise<void> {
+    return this.#engine.dispatch({ name: 'claim', reason });
+  }
+
+  waitFor(wanted: (state: DestinationState) => boolean): Promise<DestinationState> {
+    return this.#engine.waitFor(wanted);
+  }
+
+  /** Lets go of everything as a daemon does that ends: QEMU and the journal stay as they are. */
+  async stop(): Promise<void> {
+    this.#rest();
+    for (const stream of this.#streams) stream.destroy();
+    await this.#engine.stop();
+  }
+
+  #rest(): void {
+    this.#stopped = true;
+    clearInterval(this.#retry);
+    clearTimeout(this.#ticket?.expiry);
+    this.#abort.abort();
+  }
+
+  #tell(event: DestinationEvent): void {
+    if (!this.#stopped) this.#engine.dispatch(event).catch(() => {});
+  }
+
+  async #perform(effect: DestinationEffect): Promise<DestinationEvent | undefined> {
+    switch (effect.name) {
+      case 'make':
+        return this.#make();
+      case 'send-prepared':
+        return this.#ticket && this.#send({ name: 'prepared', ticket: this.#ticket.ticket });
+      case 'send-refused':
+        return this.#send({ name: 'refused', problems: effect.problems });
+      case 'send-running':
+        return this.#send({ name: 'running', epoch: effect.epoch, complete: effect.complete });
+      case 'send-rejected':
+        return this.#send({ name: 'rejected', reason: effect.reason });
+      case 'send-gone':
+        return this.#send({ name: 'gone' });
+      case 'send-ask':
+        return this.#send({ name: 'ask' });
+      case 'send-unknown':
+        return this.#send({ name: 'unknown' });
+      case 'resume':
+        return this.#resume();
+      case 'recover':
+        return undefined;
+      case 'end-vm':
+        await this.#machine?.kill();
+        return { name: 'vm-ended' };
+      case 'discard':
+        await this.#discard();
+        return { name: 'discarded' };
+    }
+  }
+
+  async #send(message: ToSource): Promise<undefined> {
+    // Lost messages are repeated, whatever lost them.
+    await this.#around.send(message).catch(() => {});
+  }
+
+  async #make(): Promise<DestinationEvent> {
+    const { storage, mode, channels } = this.#options;
+    try {
+      const machine = await this.#around.make();
+      this.#machine = machine;
+      this.#watchEnd(machine);
+      if (storage === 'copied') await serveDisk(machine.qmp, this.#socket('disk'));
+      const socketPath = this.#socket('memory');
+      await listenForMemory(machine.qmp, { socketPath, postcopy: mode !== 'precopy', channels });
+      this.#watchLoading(machine);
+    } catch (error) {
+      const { code, message, details } = asAppError(error);
+      const problem: Problem = { field: 'prepare', value: code, wanted: 'a QEMU that waits', message };
+      return {
+        name: 'make-failed',
+        problems: [{ ...problem, ...(details.field ? { field: String(details.field) } : {}) }],
+      };
+    }
+    const ticket: Ticket = {
+      secret: randomBytes(32).toString('hex'),
+      expiresAt: new Date(Date.now() + this.#ticketMs).toISOString(),
+    };
+    this.#ticket = { ticket, expiry: setTimeout(() => this.#tell({ name: 'expired' }), this.#ticketMs) };
+    return { name: 'made' };
+  }
+
+  async #resume(): Promise<DestinationEvent> {
+    const machine = this.#machine;
+    if (!machine) return { name: 'vm-ended' };
+    try {
+      if (this.#options.storage === 'copied') await closeDisk(machine.qmp);
+      if (this.#vm.running) await machine.resume();
+    } catch (error) {
+      if (machine.qmp.state !== 'ready') return { name: 'vm-ended' };
+      const { running } = await machine.status().catch(() => ({ running: true }));
+      if (!running) return { name: 'resume-refused', message: asAppError(error).message };
+    }
+    const { complete } = await this.#look();
+    return { name: 'resumed', complete };
+  }
+
+  async #discard(): Promise<void> {
+    clearTimeout(this.#ticket?.expiry);
+    await this.#machine?.kill();
+    for (const stream of this.#streams) stream.destroy();
+    for (const purpose of ['disk', 'memory'] as const)
+      if (this.#machine) await rm(this.#socket(purpose), { force: true });
+    this.#machine = null;
+    await this.#around.discard();
+  }
+
+  #watchEnd(machine: Machine): void {
+    machine.exited.then(() => this.#tell({ name: 'vm-ended' }));
+  }
+
+  #watchLoading(machine: Machine): void {
+    const { signal } = this.#abort;
+    const watch = async (): Promise<void> => {
+      const { complete } = await waitUntilLoaded(machine.qmp, signal);
+      this.#tell({ name: 'loaded', complete });
+      if (!complete) this.#watchCompletion();
+    };
+    watch().catch((error) => {
+      // A QEMU that has died tells its own end.
+      if (machine.qmp.state === 'ready') this.#tell({ name: 'failed', message: asAppError(error).message });
+    });
+  }
+
+  #watchCompletion(): void {
+    waitUntilComplete(this.#machine!.qmp, this.#abort.signal).then(
+      () => this.#tell({ name: 'completed' }),
+      () => {},
+    );
+  }
+
+  async #look(): Promise<{ found: Found; complete: boolean }> {
+    if (this.#machine?.qmp.state !== 'ready') return { found: 'gone', complete: false };
+    try {
+      const { loaded, complete, running } = await lookAt(this.#machine.qmp, this.#abort.signal);
+      return { found: !loaded ? 'waiting' : running ? 'running' : 'loaded', complete };
+    } catch {
+      return { found: 'waiting', complete: false };
+    }
+  }
+
+  #isTicket(secret: string): boolean {
+    if (!this.#ticket) return false;
+    return timingSafeEqual(digest(secret), digest(this.#ticket.ticket.secret));
+  }
+
+  #socket(purpose: SessionPurpose): string {
+    const { paths } = this.#machine!;
+    return purpose === 'memory' ? paths.incoming : join(dirname(paths.qmp), 'disk.sock');
+  }
+}
+
+const digest = (text: string): Buffer => createHash('sha256').update(text).digest();

@@ -1,0 +1,87 @@
+/**
+ * Unix sockets through which QEMU reaches the link, and the link QEMU. QEMU sees only these; where the bytes go, and
+ * that the link is cut and mended in between, it never notices.
+ */
+import { rm } from 'node:fs/promises';
+import { createConnection, createServer, type Server, type Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { AppError } from '../model/errors.ts';
+
+export interface Door extends AsyncDisposable {
+  path: string;
+  /** Rejects when a stream through the door broke; never resolves. */
+  broken: Promise<never>;
+  /** Bytes that QEMU has sent through it. */
+  readonly sentBytes: number;
+}
+
+/** Listens for QEMU at `path`, and joins each of its connections with a stream of its own from `open`. */
+export async function openDoor(path: string, open: (index: number) => Promise<Duplex>): Promise<Door> {
+  const sockets = new Set<Socket>();
+  const broken = Promise.withResolvers<never>();
+  broken.promise.catch(() => {});
+  let count = 0;
+  let pastBytes = 0;
+  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
+    sockets.add(socket);
+    socket.once('close', () => {
+      sockets.delete(socket);
+      pastBytes += socket.bytesRead;
+    });
+    // Until the stream is there.
+    socket.on('error', () => {});
+    const index = count++;
+    const join = async () => joinStreams(socket, await open(index));
+    join().catch((error) => {
+      socket.destroy();
+      broken.reject(error);
+    });
+  });
+  await rm(path, { force: true });
+  await listen(server, path);
+  return {
+    path,
+    broken: broken.promise,
+    get sentBytes() {
+      let bytes = pastBytes;
+      for (const socket of sockets) bytes += socket.bytesRead;
+      return bytes;
+    },
+    async [Symbol.asyncDispose]() {
+      const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+      for (const socket of sockets) socket.destroy();
+      await closed;
+      await rm(path, { force: true });
+    },
+  };
+}
+
+/** Joins a stream with a socket on which QEMU listens; resolves when both directions have ended. */
+export async function joinWithQemu(path: string, stream: Duplex): Promise<void> {
+  const socket = createConnection({ path, allowHalfOpen: true });
+  await joinStreams(stream, socket);
+}
+
+/** Bytes both ways, each end of data passed on; an error of one ends both. */
+async function joinStreams(a: Duplex, b: Duplex): Promise<void> {
+  try {
+    await Promise.all([pipeline(a, b, { end: true }), pipeline(b, a, { end: true })]);
+  } catch (error) {
+    a.destroy();
+    b.destroy();
+    throw new AppError(
+      'peer_unreachable',
+      `The stream between QEMU and the link broke: ${(error as Error).message}`,
+      {},
+      { cause: error },
+    );
+  }
+}
+
+async function listen(server: Server, path: string): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  server.once('error', reject);
+  server.listen(path, resolve);
+  await promise;
+}

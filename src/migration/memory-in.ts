@@ -1,0 +1,89 @@
+/** The destination QEMU: waits for disk and memory, and lets the VM run when it is told to. */
+import { AppError } from '../model/errors.ts';
+import { delay, type MigrationCapability, type QmpConnection } from '../qmp/index.ts';
+import { nodeNames } from '../vm/argv.ts';
+import { exportName } from './mirror.ts';
+
+const pollMs = 5;
+
+/** QEMU serves its own disk over NBD, for the mirror of the source. */
+export async function serveDisk(qmp: QmpConnection, socketPath: string): Promise<void> {
+  await qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path: socketPath } } });
+  await qmp.execute('block-export-add', {
+    type: 'nbd',
+    id: exportName,
+    name: exportName,
+    'node-name': nodeNames.disk,
+    writable: true,
+  });
+}
+
+/** The source is done with the disk: after this nobody but the VM writes to it. */
+export async function closeDisk(qmp: QmpConnection): Promise<void> {
+  await qmp.execute('nbd-server-stop').catch((error) => {
+    // Stopped before, by a daemon that died right after.
+    if (!(error instanceof AppError) || error.details.qmpClass === undefined) throw error;
+  });
+}
+
+export async function listenForMemory(
+  qmp: QmpConnection,
+  options: { socketPath: string; postcopy: boolean; channels: number },
+): Promise<void> {
+  const { socketPath, postcopy, channels } = options;
+  const on: MigrationCapability[] = [
+    'events',
+    // The disk is taken over when the VM runs, not when its state is there.
+    'late-block-activate',
+    ...(postcopy ? (['postcopy-ram', 'return-path'] as const) : []),
+    ...(channels > 0 && !postcopy ? (['multifd'] as const) : []),
+  ];
+  await qmp.execute('migrate-set-capabilities', {
+    capabilities: on.map((capability) => ({ capability, state: true })),
+  });
+  if (channels > 0 && !postcopy)
+    await qmp.execute('migrate-set-parameters', { 'multifd-channels': channels });
+  await qmp.execute('migrate-incoming', { uri: `unix:${socketPath}` });
+}
+
+/**
+ * Resolves when the VM's state is there and its vCPUs stand still: `complete` unless it is a post-copy, whose pages
+ * come later. Throws `qemu_failed` when QEMU cannot load it, which ends QEMU.
+ */
+export async function waitUntilLoaded(
+  qmp: QmpConnection,
+  signal: AbortSignal,
+): Promise<{ complete: boolean }> {
+  for (;;) {
+    const found = await lookAt(qmp, signal);
+    if (found.loaded) return { complete: found.complete };
+    await delay(pollMs, signal);
+  }
+}
+
+/** Resolves when no page is missing any more. */
+export async function waitUntilComplete(qmp: QmpConnection, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const { status } = await qmp.execute('query-migrate', undefined, { signal });
+    if (status === 'completed') return;
+    await delay(20, signal);
+  }
+}
+
+export interface Loading {
+  loaded: boolean;
+  complete: boolean;
+  running: boolean;
+}
+
+export async function lookAt(qmp: QmpConnection, signal: AbortSignal): Promise<Loading> {
+  const { status, 'error-desc': output } = await qmp.execute('query-migrate', undefined, { signal });
+  if (status === 'failed')
+    throw new AppError('qemu_failed', `QEMU could not load the VM: ${output}`, { output });
+  const complete = status === 'completed';
+  const isPostcopy = status?.startsWith('postcopy-') ?? false;
+  if (!complete && !isPostcopy) return { loaded: false, complete: false, running: false };
+  // In post-copy the devices are loaded when QEMU leaves `inmigrate`.
+  const { status: runState, running } = await qmp.execute('query-status', undefined, { signal });
+  return { loaded: runState !== 'inmigrate', complete, running };
+}

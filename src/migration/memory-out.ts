@@ -1,0 +1,158 @@
+/**
+ * The memory's way out of the source QEMU, up to the moment at which the VM may be released.
+ *
+ *   migrate ... rounds ... [stop, migrate-start-postcopy] ... pre-switchover: VM paused
+ *   whenPaused()      the disk's mirror ends
+ *   pre-copy:         migrate-continue, QEMU completes    -> releasable: QEMU can no longer resume the VM by itself
+ *   post-copy:        -> releasable, since the VM was stopped by us; `letGo` continues after the release
+ *
+ * A pre-copy has no return path: it completes when the last byte is in our door, with no round trip.
+ */
+import { AppError } from '../model/errors.ts';
+import type { MigrationLimits, MigrationMode } from '../model/migration.ts';
+import {
+  delay,
+  type MigrationCapability,
+  type MigrationInfo,
+  type MigrationStatus,
+  type QmpConnection,
+} from '../qmp/index.ts';
+import { isTimeForPostcopy, type Round } from './memory-policy.ts';
+
+const pollMs = 25;
+/** QEMU's own default of 128 MiB/s is for networks of another time; the link has its own limit. */
+export const unlimitedBytesPerSecond = 10 ** 12;
+const defaultBytesPerSecond = 128 * 1024 * 1024;
+const defaultDowntimeMs = 300;
+
+const ourCapabilities: MigrationCapability[] = [
+  'events',
+  'pause-before-switchover',
+  'auto-converge',
+  'postcopy-ram',
+  'return-path',
+  'multifd',
+];
+
+export interface MemoryOutOptions {
+  socketPath: string;
+  mode: MigrationMode;
+  limits: MigrationLimits;
+  channels: number;
+  signal: AbortSignal;
+  onInfo: (info: MigrationInfo) => void;
+  /** Runs while the VM stands still, before the last state goes out. */
+  whenPaused: () => Promise<void>;
+}
+
+/** Resolves when the VM may be released. What it leaves on failure, `dropMemoryOut` takes away. */
+export async function sendMemory(
+  qmp: QmpConnection,
+  options: MemoryOutOptions,
+): Promise<{ stoppedByUs: boolean }> {
+  const { mode, signal, onInfo, whenPaused } = options;
+  await prepare(qmp, options);
+  await qmp.execute('migrate', { uri: `unix:${options.socketPath}` }, { signal });
+  const rounds: Round[] = [];
+  let stoppedByUs = false;
+  let isContinued = false;
+  for (;;) {
+    const info = await qmp.execute('query-migrate', undefined, { signal });
+    onInfo(info);
+    throwIfOver(info);
+    noteRound(rounds, info);
+    if (info.status === 'pre-switchover' && !isContinued) {
+      await whenPaused();
+      if (stoppedByUs) return { stoppedByUs };
+      await qmp.execute('migrate-continue', { state: 'pre-switchover' }, { signal });
+      isContinued = true;
+    }
+    if (info.status === 'completed') return { stoppedByUs };
+    if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
+      // QEMU would let the VM run again if the switch to post-copy failed; a VM that we stopped it leaves alone.
+      await qmp.execute('stop', undefined, { signal });
+      stoppedByUs = true;
+      await qmp.execute('migrate-start-postcopy', undefined, { signal });
+    }
+    const isUrgent = isContinued || stoppedByUs;
+    await nextEvent(qmp, isUrgent ? 2 : pollMs, signal);
+  }
+}
+
+/** After the release: the last state of a post-copy goes out. */
+export async function letGo(qmp: QmpConnection): Promise<void> {
+  const { status } = await qmp.execute('query-migrate');
+  if (status === 'pre-switchover') await qmp.execute('migrate-continue', { state: 'pre-switchover' });
+}
+
+/** New limits for a migration at work. */
+export async function setLimits(qmp: QmpConnection, limits: MigrationLimits): Promise<void> {
+  const { downtimeMs, bandwidthBps } = limits;
+  const bytesPerSecond =
+    bandwidthBps === undefined ? unlimitedBytesPerSecond : Math.max(1, Math.floor(bandwidthBps / 8));
+  await qmp.execute('migrate-set-parameters', {
+    'downtime-limit': downtimeMs,
+    'max-bandwidth': bytesPerSecond,
+    'max-postcopy-bandwidth': bandwidthBps === undefined ? 0 : bytesPerSecond,
+  });
+}
+
+/** Ends a migration, whoever began it, and puts QEMU's settings back. The VM is left paused or running. */
+export async function dropMemoryOut(qmp: QmpConnection, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const { status } = await qmp.execute('query-migrate', undefined, { signal });
+    if (isAtRest(status)) break;
+    // In post-copy there is no cancel; a paused one it ends all the same from QEMU 10 on.
+    if (status !== 'cancelling') await qmp.execute('migrate_cancel', undefined, { signal });
+    await delay(2, signal);
+  }
+  await setCapabilities(qmp, []);
+  await qmp.execute('migrate-set-parameters', {
+    'downtime-limit': defaultDowntimeMs,
+    'max-bandwidth': defaultBytesPerSecond,
+    'max-postcopy-bandwidth': 0,
+  });
+}
+
+async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<void> {
+  const { mode, limits, channels } = options;
+  const hasPostcopy = mode !== 'precopy';
+  await setCapabilities(qmp, [
+    'events',
+    'pause-before-switchover',
+    ...(limits.autoConverge ? (['auto-converge'] as const) : []),
+    ...(hasPostcopy ? (['postcopy-ram', 'return-path'] as const) : []),
+    ...(channels > 0 && !hasPostcopy ? (['multifd'] as const) : []),
+  ]);
+  if (channels > 0 && !hasPostcopy)
+    await qmp.execute('migrate-set-parameters', { 'multifd-channels': channels });
+  await setLimits(qmp, limits);
+}
+
+async function setCapabilities(qmp: QmpConnection, on: readonly MigrationCapability[]): Promise<void> {
+  const capabilities = ourCapabilities.map((capability) => ({ capability, state: on.includes(capability) }));
+  await qmp.execute('migrate-set-capabilities', { capabilities });
+}
+
+function noteRound(rounds: Round[], { ram }: MigrationInfo): void {
+  const number = ram?.['dirty-sync-count'] ?? 0;
+  if (ram && number > (rounds.at(-1)?.number ?? 0)) rounds.push({ number, remainingBytes: ram.remaining });
+}
+
+const isAtRest = (status: MigrationStatus | undefined): boolean =>
+  status === undefined || ['none', 'completed', 'failed', 'cancelled'].includes(status);
+
+function throwIfOver(info: MigrationInfo): void {
+  if (info.status !== 'failed' && info.status !== 'cancelled' && info.status !== 'postcopy-paused') return;
+  const output = info['error-desc'] ?? `migration ${info.status}`;
+  throw new AppError('qemu_failed', `QEMU could not send the memory of the VM: ${output}`, { output });
+}
+
+/** A pause that the next event of the migration cuts short. */
+async function nextEvent(qmp: QmpConnection, ms: number, signal: AbortSignal): Promise<void> {
+  await qmp
+    .waitForEvent('MIGRATION', () => true, { timeoutMs: ms, signal })
+    .catch((error) => {
+      if (!(error instanceof AppError) || error.code !== 'timeout') throw error;
+    });
+}

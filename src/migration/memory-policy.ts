@@ -1,0 +1,29 @@
+/** When memory goes over to post-copy. Pure: what QEMU said at the end of each round in, a yes or no out. */
+import type { MigrationMode } from '../model/migration.ts';
+
+/** One pass over the dirty memory, as it was when the pass began. */
+export interface Round {
+  number: number;
+  /** What was left to send. */
+  remainingBytes: number;
+}
+
+/** A hybrid sends everything once and what changed meanwhile once more; what is left then is what stays hot. */
+const hybridRounds = 2;
+/** A round that leaves more than this share of the one before does not get to the end in useful time. */
+const stalledShare = 0.7;
+
+/** `rounds` are those that have begun, oldest first. */
+export function isTimeForPostcopy(mode: MigrationMode, rounds: readonly Round[]): boolean {
+  const last = rounds.at(-1);
+  if (mode === 'precopy' || !last) return false;
+  if (mode === 'postcopy') return true;
+  if (mode === 'hybrid') return last.number > hybridRounds;
+  const [before, previous] = [rounds.at(-3), rounds.at(-2)];
+  if (!before || !previous || last.number <= 3) return false;
+  // Twice in a row, for one burst of the guest says little.
+  return hasStalled(before, previous) && hasStalled(previous, last);
+}
+
+const hasStalled = (before: Round, after: Round): boolean =>
+  after.remainingBytes > before.remainingBytes * stalledShare;

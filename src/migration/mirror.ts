@@ -1,0 +1,121 @@
+/**
+ * The disk's way to the destination: QEMU mirrors it into an NBD client of its own, whose server is the destination's
+ * QEMU behind a door of ours. `sync=top` takes only what the overlay holds; both sides have the image below it.
+ *
+ * The mirror runs in the background until it has caught up and only then holds the guest's writes until they are
+ * there too (`write-blocking`), so that the end needs no catching up. QEMU before 8.2 cannot change that while the
+ * job runs, so there it is so from the start.
+ */
+import { AppError } from '../model/errors.ts';
+import type { BlockJobInfo, QmpConnection } from '../qmp/index.ts';
+import { delay } from '../qmp/index.ts';
+import { nodeNames } from '../vm/argv.ts';
+
+// QEMU 8.2 and later. To be moved into the command map of the room.
+declare module '../qmp/commands.ts' {
+  interface QmpCommands {
+    'block-job-change': {
+      arguments: { id: string; type: 'mirror'; 'copy-mode': 'write-blocking' };
+      return: Record<string, never>;
+    };
+  }
+}
+
+export const mirrorJob = 'migrate-disk';
+export const targetNode = 'migrate-disk-target';
+export const exportName = 'disk';
+const pollMs = 20;
+
+export interface MirrorProgress {
+  doneBytes: number;
+  totalBytes: number;
+}
+
+export async function startMirror(
+  qmp: QmpConnection,
+  options: { socketPath: string; speedBytesPerSecond: number },
+): Promise<void> {
+  await qmp.execute('blockdev-add', {
+    driver: 'nbd',
+    'node-name': targetNode,
+    server: { type: 'unix', path: options.socketPath },
+    export: exportName,
+    discard: 'unmap',
+    'detect-zeroes': 'unmap',
+  });
+  await qmp.execute('blockdev-mirror', {
+    'job-id': mirrorJob,
+    device: nodeNames.disk,
+    target: targetNode,
+    sync: 'top',
+    speed: options.speedBytesPerSecond,
+    'copy-mode': canChangeMode(qmp) ? 'background' : 'write-blocking',
+  });
+}
+
+/** Resolves when the mirror has caught up, and from then on stays so. Throws `qemu_failed` if it ended instead. */
+export async function waitUntilMirrored(
+  qmp: QmpConnection,
+  options: { signal: AbortSignal; onProgress: (progress: MirrorProgress) => void },
+): Promise<void> {
+  const { signal, onProgress } = options;
+  for (;;) {
+    const job = await findJob(qmp);
+    if (!job) throw new AppError('qemu_failed', 'The mirror of the disk ended before it had caught up');
+    onProgress({ doneBytes: job.offset, totalBytes: job.len });
+    if (job.ready) break;
+    await delay(pollMs, signal);
+  }
+  if (!canChangeMode(qmp)) return;
+  await qmp.execute('block-job-change', { id: mirrorJob, type: 'mirror', 'copy-mode': 'write-blocking' });
+}
+
+/** While the VM stands still: the last write is there, and QEMU lets go of the destination. */
+export async function finishMirror(qmp: QmpConnection, signal: AbortSignal): Promise<void> {
+  let failure: string | undefined;
+  const unsubscribe = qmp.onEvent((event) => {
+    if (event.name === 'BLOCK_JOB_COMPLETED' && event.data.device === mirrorJob) failure = event.data.error;
+    if (event.name === 'BLOCK_JOB_ERROR' && event.data.device === mirrorJob) failure ??= 'an I/O error';
+  });
+  try {
+    // Of a mirror that is ready, this is the orderly end: the copy is consistent as of now.
+    await qmp.execute('block-job-cancel', { device: mirrorJob });
+    await waitUntilJobGone(qmp, signal);
+  } finally {
+    unsubscribe();
+  }
+  if (failure !== undefined)
+    throw new AppError('qemu_failed', `The mirror of the disk failed at its end: ${failure}`);
+  await qmp.execute('blockdev-del', { 'node-name': targetNode });
+}
+
+/** Whatever there is of a mirror goes, also one of an earlier daemon. The disk of the VM is as it was. */
+export async function dropMirror(qmp: QmpConnection, signal: AbortSignal): Promise<void> {
+  if (await findJob(qmp)) {
+    // It may end by itself in between.
+    await qmp.execute('block-job-cancel', { device: mirrorJob, force: true }).catch(() => {});
+    await waitUntilJobGone(qmp, signal);
+  }
+  const nodes = await qmp.execute('query-named-block-nodes', { flat: true });
+  if (nodes.some((node) => node['node-name'] === targetNode))
+    await qmp.execute('blockdev-del', { 'node-name': targetNode });
+}
+
+export async function setMirrorSpeed(qmp: QmpConnection, bytesPerSecond: number): Promise<void> {
+  if (await findJob(qmp))
+    await qmp.execute('block-job-set-speed', { device: mirrorJob, speed: bytesPerSecond });
+}
+
+async function findJob(qmp: QmpConnection): Promise<BlockJobInfo | undefined> {
+  const jobs = await qmp.execute('query-block-jobs');
+  return jobs.find(({ device }) => device === mirrorJob);
+}
+
+async function waitUntilJobGone(qmp: QmpConnection, signal: AbortSignal): Promise<void> {
+  while (await findJob(qmp)) await delay(2, signal);
+}
+
+function canChangeMode(qmp: QmpConnection): boolean {
+  const { major, minor } = qmp.version;
+  return major > 8 || (major === 8 && minor >= 2);
+}

@@ -1,0 +1,137 @@
+/**
+ * What is known of a migration at work, from what QEMU tells, in figures that never run backwards: a guest that
+ * writes makes the total grow, and the bar wait.
+ */
+import {
+  type MigrationPhase,
+  type MigrationProgress,
+  type MigrationResult,
+  migrationPhases,
+} from '../model/migration.ts';
+import type { MigrationInfo } from '../qmp/index.ts';
+import type { MirrorProgress } from './mirror.ts';
+
+/** The bar ends only when the migration does. */
+const mostBeforeTheEnd = 0.99;
+
+export class ProgressTracker {
+  readonly #startedAt: number;
+  readonly #now: () => number;
+  readonly #memoryTotal: number;
+  #phase: MigrationPhase = 'preflight';
+  #fraction = 0;
+  #disk: MirrorProgress = { doneBytes: 0, totalBytes: 0 };
+  #memory: MigrationInfo = {};
+  #doneBytes = 0;
+  #lastRate: { at: number; doneBytes: number } | undefined;
+  #rateBps = 0;
+  #pausedAt: number | undefined;
+  #resumedAt: number | undefined;
+  #endedAt: number | undefined;
+  #wasPostcopy = false;
+
+  /** `diskBytes` as far as known before the mirror counts them; `now` in ms. */
+  constructor(
+    sizes: { memoryBytes: number; diskBytes: number },
+    now: () => number = () => performance.now(),
+  ) {
+    this.#now = now;
+    this.#startedAt = now();
+    this.#memoryTotal = sizes.memoryBytes;
+    this.#disk.totalBytes = sizes.diskBytes;
+  }
+
+  /** A phase that lies behind is not entered again. */
+  enter(phase: MigrationPhase): void {
+    if (migrationPhases.indexOf(phase) > migrationPhases.indexOf(this.#phase)) this.#phase = phase;
+    if (phase === 'postcopy') this.#wasPostcopy = true;
+    if (phase === 'done') this.#endedAt ??= this.#now();
+  }
+
+  disk(progress: MirrorProgress): void {
+    this.#disk = progress;
+    this.#measure();
+  }
+
+  memory(info: MigrationInfo): void {
+    this.#memory = info;
+    this.#measure();
+  }
+
+  /** The vCPUs stopped here. */
+  paused(): void {
+    this.#pausedAt ??= this.#now();
+  }
+
+  /** The destination said that they run there. */
+  resumed(): void {
+    this.#resumedAt ??= this.#now();
+  }
+
+  get progress(): MigrationProgress {
+    const { ram, 'expected-downtime': expectedMs } = this.#memory;
+    const remaining = this.#remaining();
+    const total = this.#doneBytes + remaining;
+    const reached =
+      this.#phase === 'done' ? 1 : Math.min(mostBeforeTheEnd, this.#doneBytes / Math.max(1, total));
+    this.#fraction = Math.max(this.#fraction, reached);
+    return {
+      phase: this.#phase,
+      fraction: this.#fraction,
+      round: ram?.['dirty-sync-count'] ?? 0,
+      doneBytes: this.#doneBytes,
+      totalBytes: total,
+      dirtyBps: this.#dirtyBps(),
+      rateBps: this.#rateBps,
+      ...(this.#rateBps > 0 && { etaMs: Math.round((remaining * 8000) / this.#rateBps) }),
+      ...(expectedMs !== undefined && { forecastDowntimeMs: expectedMs }),
+    };
+  }
+
+  get result(): MigrationResult {
+    const { ram, ...info } = this.#memory;
+    const totalMs = (this.#endedAt ?? this.#now()) - this.#startedAt;
+    const memoryBytes = ram?.transferred ?? 0;
+    return {
+      totalMs,
+      ...(this.#pausedAt !== undefined &&
+        this.#resumedAt !== undefined && { downtimeMs: this.#resumedAt - this.#pausedAt }),
+      ...(info.downtime !== undefined && { qemuDowntimeMs: info.downtime }),
+      setupMs: info['setup-time'] ?? 0,
+      rounds: ram?.['dirty-sync-count'] ?? 0,
+      memoryBytes,
+      diskBytes: this.#disk.doneBytes,
+      zeroPages: ram?.duplicate ?? 0,
+      dirtyBps: this.#dirtyBps(),
+      rateBps: Math.round(((memoryBytes + this.#disk.doneBytes) * 8000) / Math.max(1, totalMs)),
+      throttlePercent: info['cpu-throttle-percentage'] ?? 0,
+      pageRequests: ram?.['postcopy-requests'] ?? 0,
+      finishedAs: this.#wasPostcopy ? 'postcopy' : 'precopy',
+    };
+  }
+
+  #measure(): void {
+    const done = this.#disk.doneBytes + (this.#memory.ram?.transferred ?? 0);
+    this.#doneBytes = Math.max(this.#doneBytes, done);
+    const at = this.#now();
+    const last = this.#lastRate;
+    if (last && at - last.at < 200) return;
+    if (last) {
+      const rate = ((this.#doneBytes - last.doneBytes) * 8000) / (at - last.at);
+      // Smoothed, so that an ETA does not jump.
+      this.#rateBps = Math.round(this.#rateBps === 0 ? rate : 0.7 * this.#rateBps + 0.3 * rate);
+    }
+    this.#lastRate = { at, doneBytes: this.#doneBytes };
+  }
+
+  #remaining(): number {
+    if (this.#phase === 'done') return 0;
+    const disk = Math.max(0, this.#disk.totalBytes - this.#disk.doneBytes);
+    return disk + (this.#memory.ram?.remaining ?? this.#memoryTotal);
+  }
+
+  #dirtyBps(): number {
+    const { ram } = this.#memory;
+    return ram ? ram['dirty-pages-rate'] * ram['page-size'] * 8 : 0;
+  }
+}

@@ -1,0 +1,323 @@
+/**
+ * The source's side of one migration: the pure machine of `source-machine.ts` with hands. It knows QEMU, and
+ * everything else only by the few functions that it is given.
+ */
+import { dirname, join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import { type AppError, asAppError } from '../model/errors.ts';
+import type {
+  MigrationLimits,
+  MigrationOptions,
+  MigrationProgress,
+  MigrationResult,
+  VmToMove,
+} from '../model/migration.ts';
+import type { Machine } from '../vm/machine.ts';
+import { type Door, openDoor } from './doors.ts';
+import { Engine, type Journal } from './engine.ts';
+import { dropMemoryOut, letGo, sendMemory, setLimits, unlimitedBytesPerSecond } from './memory-out.ts';
+import { dropMirror, finishMirror, setMirrorSpeed, startMirror, waitUntilMirrored } from './mirror.ts';
+import { ProgressTracker } from './progress.ts';
+import type { Ticket, ToDestination, ToSource } from './protocol.ts';
+import {
+  isSourceOver,
+  type SourceEffect,
+  type SourceEvent,
+  type SourceState,
+  sourceTransition,
+} from './source-machine.ts';
+
+export type SessionPurpose = 'disk' | 'memory';
+
+export interface SourceSurroundings {
+  journal: Journal<SourceState>;
+  /** Sends a message; it may be lost, and a failure means no more than that. */
+  send: (message: ToDestination) => Promise<void>;
+  /** Opens a session to the destination by its ticket. */
+  openSession: (purpose: SessionPurpose, ticket: Ticket, signal: AbortSignal) => Promise<Duplex>;
+  /** Removes the VM from this cloudlet, its files first of all; its QEMU has ended. Gone already is no error. */
+  discard: () => Promise<void>;
+  onState?: (state: SourceState) => void;
+  onProgress?: (progress: MigrationProgress) => void;
+  tellOperator: (message: string) => void;
+  onFailure: (error: AppError) => void;
+}
+
+export interface SourceMigrationOptions {
+  vm: VmToMove;
+  options: MigrationOptions;
+  state: SourceState;
+  /** `null` if it has ended. */
+  machine: Machine | null;
+  surroundings: SourceSurroundings;
+  /** How often an answer that does not come is asked for. */
+  retryMs?: number;
+}
+
+const undoTimeoutMs = 30_000;
+
+export class SourceMigration {
+  readonly #vm: VmToMove;
+  readonly #machine: Machine | null;
+  readonly #around: SourceSurroundings;
+  readonly #engine: Engine<SourceState, SourceEvent, SourceEffect>;
+  readonly #tracker: ProgressTracker;
+  readonly #retry: NodeJS.Timeout;
+  readonly #unsubscribe: () => void;
+  #options: MigrationOptions;
+  #doors: Door[] = [];
+  #copy: { abort: AbortController; done: Promise<void> } | undefined;
+  #stopped = false;
+
+  constructor({ vm, options, state, machine, surroundings, retryMs = 1000 }: SourceMigrationOptions) {
+    this.#vm = vm;
+    this.#options = options;
+    this.#machine = machine;
+    this.#around = surroundings;
+    this.#tracker = new ProgressTracker({
+      memoryBytes: vm.spec.memoryBytes,
+      diskBytes: options.storage === 'shared' ? 0 : vm.diskBytes,
+    });
+    this.#engine = new Engine({
+      state,
+      transition: sourceTransition,
+      journal: surroundings.journal,
+      perform: (effect) => this.#perform(effect),
+      onState: (next) => {
+        if (next.name === 'switching') this.#tracker.enter('switchover');
+        if (next.name === 'serving') this.#tracker.enter('postcopy');
+        if (next.name === 'moved') this.#tracker.enter('done');
+        surroundings.onState?.(next);
+        this.#report();
+      },
+      onFailure: surroundings.onFailure,
+    });
+    this.#retry = setInterval(() => this.#tell({ name: 'retry' }), retryMs);
+    this.#unsubscribe = machine?.onStatus(({ running }) => !running && this.#tracker.paused()) ?? (() => {});
+    machine?.exited.then(() => this.#tell({ name: 'vm-ended' }));
+  }
+
+  get state(): SourceState {
+    return this.#engine.state;
+  }
+
+  get progress(): MigrationProgress {
+    return this.#tracker.progress;
+  }
+
+  get result(): MigrationResult {
+    return this.#tracker.result;
+  }
+
+  /** Begins; resolves when the destination was asked. */
+  start(): Promise<void> {
+    return this.#engine.dispatch({ name: 'start' });
+  }
+
+  /** Goes on from the journal after the daemon was away: continues or rolls back by itself. */
+  restart(): Promise<void> {
+    return this.#engine.dispatch({ name: 'restarted' });
+  }
+
+  /** Resolves when the VM runs here as before. `wrong_state` once the VM is the destination's. */
+  cancel(): Promise<void> {
+    return this.#engine.dispatch({ name: 'cancel' });
+  }
+
+  /** An operator's word that the destination will not run the VM. */
+  claim(reason: string): Promise<void> {
+    return this.#engine.dispatch({ name: 'claim', reason });
+  }
+
+  /** Takes a message of the destination. */
+  async receive(message: ToSource): Promise<void> {
+    if (message.name === 'running') this.#tracker.resumed();
+    await this.#engine.dispatch(message);
+  }
+
+  /** The destination cannot be reached: a migration that was undone here need not wait for it. */
+  async giveUp(): Promise<void> {
+    await this.#engine.dispatch({ name: 'give-up' });
+  }
+
+  async setLimits(limits: MigrationLimits): Promise<void> {
+    this.#options = { ...this.#options, limits };
+    if (!this.#machine || !this.#copy) return;
+    await setLimits(this.#machine.qmp, limits);
+    await setMirrorSpeed(this.#machine.qmp, mirrorSpeed(limits));
+  }
+
+  /** The first state, now or later, that is wanted. */
+  waitFor(wanted: (state: SourceState) => boolean): Promise<SourceState> {
+    return this.#engine.waitFor(wanted);
+  }
+
+  waitUntilOver(): Promise<SourceState> {
+    return this.waitFor(isSourceOver);
+  }
+
+  /** Lets go of everything as a daemon does that ends: QEMU and the journal stay as they are. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    clearInterval(this.#retry);
+    this.#unsubscribe();
+    this.#copy?.abort.abort();
+    await this.#closeDoors();
+    await this.#copy?.done;
+    await this.#engine.stop();
+  }
+
+  /** Events that nobody waits for. Refusals cannot come of them, and failures have their own way. */
+  #tell(event: SourceEvent): void {
+    if (!this.#stopped) this.#engine.dispatch(event).catch(() => {});
+  }
+
+  async #perform(effect: SourceEffect): Promise<SourceEvent | undefined> {
+    switch (effect.name) {
+      case 'send-prepare':
+        return this.#send({ name: 'prepare', vm: this.#vm, options: this.#options });
+      case 'send-commit':
+        return this.#send({ name: 'commit', epoch: effect.epoch });
+      case 'send-abort':
+        return this.#send({ name: 'abort', epoch: effect.epoch });
+      case 'send-pages-lost':
+        return this.#send({ name: 'pages-lost' });
+      case 'send-done':
+        return this.#send({ name: 'done' });
+      case 'copy':
+        this.#beginCopy(effect.ticket);
+        return undefined;
+      case 'continue':
+        await this.#orReport(() => letGo(this.#machine!.qmp));
+        return undefined;
+      case 'undo':
+        await this.#returnToNormal();
+        return { name: 'undone' };
+      case 'take-back':
+        await this.#returnToNormal();
+        return { name: 'taken-back' };
+      case 'serve':
+        return undefined;
+      case 'discard':
+        await this.#leave();
+        return { name: 'discarded' };
+      case 'tell-operator':
+        this.#around.tellOperator(effect.message);
+        return undefined;
+    }
+  }
+
+  async #send(message: ToDestination): Promise<undefined> {
+    // Lost messages are repeated, whatever lost them.
+    await this.#around.send(message).catch(() => {});
+  }
+
+  /** Runs beside the engine, which stays free for a cancel. */
+  #beginCopy(ticket: Ticket): void {
+    const abort = new AbortController();
+    const work = async (): Promise<void> => {
+      try {
+        await this.#copyAll(ticket, abort.signal);
+        this.#tell({ name: 'release' });
+      } catch (error) {
+        if (!abort.signal.aborted) this.#tell({ name: 'failed', message: asAppError(error).message });
+      }
+    };
+    this.#copy = { abort, done: work() };
+  }
+
+  async #copyAll(ticket: Ticket, signal: AbortSignal): Promise<void> {
+    const { qmp } = this.#machine!;
+    const { mode, storage, limits, channels } = this.#options;
+    const isCopied = storage === 'copied';
+    const broken = Promise.withResolvers<never>();
+    broken.promise.catch(() => {});
+    const door = async (purpose: SessionPurpose): Promise<string> => {
+      const path = join(dirname(this.#machine!.paths.qmp), `to-${purpose}.sock`);
+      const opened = await openDoor(path, () => this.#around.openSession(purpose, ticket, signal));
+      this.#doors.push(opened);
+      // QEMU's own error follows; this one says why.
+      opened.broken.catch(broken.reject);
+      return path;
+    };
+    if (isCopied) {
+      this.#tracker.enter('disk');
+      const speedBytesPerSecond = mirrorSpeed(limits);
+      await startMirror(qmp, { socketPath: await door('disk'), speedBytesPerSecond });
+      await waitUntilMirrored(qmp, {
+        signal,
+        onProgress: (progress) => {
+          this.#tracker.disk(progress);
+          this.#report();
+        },
+      });
+    }
+    this.#tracker.enter('memory');
+    await sendMemory(qmp, {
+      socketPath: await door('memory'),
+      mode,
+      limits,
+      channels,
+      signal,
+      onInfo: (info) => {
+        this.#tracker.memory(info);
+        this.#report();
+      },
+      whenPaused: async () => {
+        this.#tracker.enter('switchover');
+        if (isCopied) await finishMirror(qmp, signal);
+      },
+    });
+  }
+
+  /** Every trace of the copy goes from QEMU, and the VM runs if it ran. */
+  async #returnToNormal(): Promise<void> {
+    this.#copy?.abort.abort();
+    await this.#copy?.done;
+    this.#copy = undefined;
+    const machine = this.#machine;
+    if (machine && machine.qmp.state === 'ready') {
+      const signal = AbortSignal.timeout(undoTimeoutMs);
+      await this.#orReport(() => dropMemoryOut(machine.qmp, signal));
+      // First of all the VM: what else is to be undone does not hold it up.
+      if (this.#vm.running) await this.#orReport(() => machine.resume());
+      await this.#orReport(() => dropMirror(machine.qmp, signal));
+    }
+    await this.#closeDoors();
+  }
+
+  async #leave(): Promise<void> {
+    if (this.#machine) {
+      const { qmp } = this.#machine;
+      await qmp.execute('query-migrate').then(
+        (info) => this.#tracker.memory(info),
+        () => {},
+      );
+      await this.#machine.kill();
+    }
+    await this.#copy?.done;
+    await this.#closeDoors();
+    await this.#around.discard();
+  }
+
+  async #closeDoors(): Promise<void> {
+    for (const door of this.#doors.splice(0)) await door[Symbol.asyncDispose]();
+  }
+
+  /** A step that fails must not keep the next ones from being done, and a human may have to look at it. */
+  async #orReport(step: () => Promise<unknown>): Promise<void> {
+    try {
+      await step();
+    } catch (error) {
+      if (this.#machine?.qmp.state === 'ready') this.#around.tellOperator(asAppError(error).message);
+    }
+  }
+
+  #report(): void {
+    this.#around.onProgress?.(this.#tracker.progress);
+    if (isSourceOver(this.#engine.state)) clearInterval(this.#retry);
+  }
+}
+
+const mirrorSpeed = ({ bandwidthBps }: MigrationLimits): number =>
+  bandwidthBps === undefined ? unlimitedBytesPerSecond : Math.max(1, Math.floor(bandwidthBps / 8));

@@ -1,0 +1,332 @@
+/**
+ * Two cloudlets in one process, as far as a migration needs them: two directories, messages by function call,
+ * sessions as pairs of sockets. The guest checks itself: its memory while it rewrites it, and its disk.
+ */
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
+import { createConnection, createServer, type Server } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { guestImage } from '../../src/lab/guests.ts';
+import { DestinationMigration } from '../../src/migration/destination.ts';
+import type { DestinationState } from '../../src/migration/destination-machine.ts';
+import type { Problem, ToDestination, ToSource } from '../../src/migration/protocol.ts';
+import { type SessionPurpose, SourceMigration } from '../../src/migration/source.ts';
+import { plannedSource, type SourceState } from '../../src/migration/source-machine.ts';
+import { newId } from '../../src/model/ids.ts';
+import type { MigrationOptions, MigrationProgress, VmToMove } from '../../src/model/migration.ts';
+import { MiB } from '../../src/model/units.ts';
+import type { VmSpec } from '../../src/model/vm.ts';
+import { createDisk, diskUsage } from '../../src/vm/disks.ts';
+import { Machine } from '../../src/vm/machine.ts';
+import { findQemu } from '../../src/vm/process.ts';
+
+const image = guestImage('tiny');
+
+export const spec: VmSpec = {
+  machine: 'pc-q35-7.2',
+  accelerator: 'tcg',
+  cpu: { model: 'qemu64', count: 1 },
+  memoryBytes: 192 * MiB,
+  disk: { image: `sha256:${'0'.repeat(64)}`, sizeBytes: 64 * MiB },
+  nets: [],
+  seed: { hostname: 'one', sshKeys: [], addresses: [] },
+};
+
+export const options: MigrationOptions = {
+  mode: 'precopy',
+  storage: 'copied',
+  limits: { downtimeMs: 300, autoConverge: false },
+  channels: 0,
+};
+
+/** One side: where its VMs lie. */
+export interface Site {
+  name: string;
+  directory: string;
+}
+
+export class Lab implements AsyncDisposable {
+  readonly id = newId();
+  readonly #made: AsyncDisposableStack;
+  readonly a: Site;
+  readonly b: Site;
+
+  private constructor(root: string, made: AsyncDisposableStack) {
+    this.#made = made;
+    this.a = { name: 'a', directory: join(root, 'a') };
+    this.b = { name: 'b', directory: join(root, 'b') };
+  }
+
+  static async make(): Promise<Lab> {
+    const made = new AsyncDisposableStack();
+    const root = await mkdtemp(join(tmpdir(), 'viper-migration-'));
+    made.defer(() => rm(root, { recursive: true, force: true }));
+    const lab = new Lab(root, made);
+    return lab;
+  }
+
+  defer(undo: () => Promise<unknown>): void {
+    this.#made.defer(async () => {
+      await undo();
+    });
+  }
+
+  async launch(
+    site: Site,
+    incoming: boolean,
+    diskFile = join(site.directory, 'disk.qcow2'),
+  ): Promise<Machine> {
+    await mkdir(site.directory, { recursive: true });
+    if (!existsSync(diskFile))
+      await createDisk({
+        file: diskFile,
+        imageFile: image,
+        imageFormat: 'qcow2',
+        sizeBytes: spec.disk.sizeBytes,
+        signal: AbortSignal.timeout(30_000),
+      });
+    const machine = await Machine.launch({
+      id: this.id,
+      name: `test-${site.name}`,
+      spec,
+      accelerator: 'tcg',
+      directory: site.directory,
+      diskFile,
+      incoming,
+    });
+    this.#made.defer(async () => {
+      await machine.kill();
+      machine.detach();
+    });
+    return machine;
+  }
+
+  async boot(site: Site, diskFile?: string): Promise<Machine> {
+    const machine = await this.launch(site, false, diskFile);
+    await machine.resume();
+    await machine.agent.waitUntilReady({ timeoutMs: 120_000 });
+    return machine;
+  }
+
+  async vmToMove(site: Site, epoch: number): Promise<VmToMove> {
+    const { allocatedBytes } = await diskUsage(join(site.directory, 'disk.qcow2')).catch(() => ({
+      allocatedBytes: 0,
+    }));
+    return {
+      id: this.id,
+      name: 'one',
+      spec,
+      epoch,
+      runningWith: 'tcg',
+      running: true,
+      image: { digest: spec.disk.image, format: 'qcow2', fileBytes: 0, virtualBytes: 0 },
+      diskBytes: allocatedBytes,
+    };
+  }
+
+  /** Both halves of a migration, joined with each other. */
+  async migration(from: Site, to: Site, machine: Machine, wanted: MigrationSetup = {}): Promise<Pair> {
+    const pair = new Pair(this, {
+      from,
+      to,
+      machine,
+      vm: await this.vmToMove(from, wanted.epoch ?? 1),
+      wanted,
+    });
+    this.#made.defer(() => pair.stop());
+    return pair;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#made.disposeAsync();
+    assert.equal(await findQemu(this.id), null);
+  }
+}
+
+export interface MigrationSetup extends Partial<MigrationOptions> {
+  epoch?: number;
+  diskFile?: string;
+  check?: () => Promise<Problem[]>;
+}
+
+/** A migration's two halves, their journals, and the link between them, which can be cut. */
+export class Pair {
+  readonly source: SourceMigration;
+  readonly destination: DestinationMigration;
+  readonly sourceJournal: SourceState[] = [];
+  readonly destinationJournal: DestinationState[] = [];
+  readonly progress: MigrationProgress[] = [];
+  readonly told: string[] = [];
+  readonly failures: Error[] = [];
+  isLinkUp = true;
+  readonly #streams = new Set<Duplex>();
+
+  constructor(
+    lab: Lab,
+    facts: { from: Site; to: Site; machine: Machine; vm: VmToMove; wanted: MigrationSetup },
+  ) {
+    const { from, to, machine, vm, wanted } = facts;
+    const { epoch = 1, diskFile, check, ...overrides } = wanted;
+    const agreed = { ...options, ...overrides };
+    const onFailure = (error: Error) => this.failures.push(error);
+    this.source = new SourceMigration({
+      vm,
+      options: agreed,
+      state: plannedSource(epoch),
+      machine,
+      retryMs: 100,
+      surroundings: {
+        journal: { append: (state) => void this.sourceJournal.push(state) },
+        send: async (message) =>
+          this.#deliver(message, (one: ToDestination) => this.destination.receive(one)),
+        openSession: async (purpose, ticket) => this.#session(purpose, ticket.secret),
+        discard: () => rm(from.directory, { recursive: true, force: true }),
+        onProgress: (progress) => this.progress.push(progress),
+        tellOperator: (message) => this.told.push(message),
+        onFailure,
+      },
+    });
+    this.destination = new DestinationMigration({
+      vm,
+      options: agreed,
+      state: { name: 'absent' },
+      retryMs: 100,
+      surroundings: {
+        journal: { append: (state) => void this.destinationJournal.push(state) },
+        send: async (message) => this.#deliver(message, (one: ToSource) => this.source.receive(one)),
+        check: check ?? (async () => []),
+        make: () => lab.launch(to, true, diskFile),
+        discard: () => rm(to.directory, { recursive: true, force: true }),
+        onFailure,
+      },
+    });
+  }
+
+  async stop(): Promise<void> {
+    await this.source.stop();
+    await this.destination.stop();
+    for (const stream of this.#streams) stream.destroy();
+  }
+
+  /** A message has left when it is sent, so the sender does not wait for what it does. */
+  #deliver<Message>(message: Message, receive: (message: Message) => Promise<void>): void {
+    if (!this.isLinkUp) throw new Error('The link is down');
+    const copy = JSON.parse(JSON.stringify(message)) as Message;
+    setImmediate(() => receive(copy).catch((error) => this.failures.push(error)));
+  }
+
+  async #session(purpose: SessionPurpose, secret: string): Promise<Duplex> {
+    const [near, far] = await streamPair();
+    for (const stream of [near, far]) {
+      this.#streams.add(stream);
+      stream.once('close', () => this.#streams.delete(stream));
+    }
+    this.destination.accept(purpose, secret, far);
+    return near;
+  }
+}
+
+/** Two ends of one stream with a buffer between them, as a link has. */
+async function streamPair(): Promise<[Duplex, Duplex]> {
+  const far = Promise.withResolvers<Duplex>();
+  const server: Server = createServer({ allowHalfOpen: true }, (socket) => {
+    server.close();
+    far.resolve(socket);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as { port: number };
+  const near = createConnection({ port, host: '127.0.0.1', allowHalfOpen: true });
+  return [near, await far.promise];
+}
+
+/**
+ * In the guest: rewrites blocks of memory and of disk with random bytes, and before each checks that the block is
+ * still what was written. A mismatch is written down and ends it.
+ */
+const checker = `
+cd $1; n=0; echo 0 >$3/count
+while :; do
+  i=$((n % $2)); 
+  if [ -e b$i ]; then [ "$(md5sum <b$i)" = "$(cat $3/s$i)" ] || { echo "block $i of $1 at $n" >>/run/corrupt; exit 1; }; fi
+  head -c $4 /dev/urandom >b$i; [ $5 = 0 ] || sync b$i
+  md5sum <b$i >$3/s$i
+  n=$((n + 1)); echo $n >$3/count
+done`;
+
+/** Starts both checkers in the guest. */
+export async function startCheckers(machine: Machine): Promise<void> {
+  const start =
+    `mkdir -p /dev/shm/memory /run/sums-memory /run/sums-disk /data/disk; cat >/run/checker; ` +
+    `setsid sh /run/checker /dev/shm/memory 24 /run/sums-memory 1048576 0 </dev/null >/dev/null 2>&1 & ` +
+    `setsid sh /run/checker /data/disk 12 /run/sums-disk 262144 1 </dev/null >/dev/null 2>&1 &`;
+  await inGuest(machine, start, checker);
+  // Once round, so that every block is checked from now on.
+  await checked(machine, { memory: 24, disk: 12 });
+}
+
+/** Waits until the guest has checked that many more blocks, and that none was corrupt. */
+export async function checked(machine: Machine, more = { memory: 30, disk: 14 }): Promise<void> {
+  const first = await counts(machine);
+  for (const deadline = Date.now() + 180_000; ; ) {
+    const now = await counts(machine);
+    if (now.memory >= first.memory + more.memory && now.disk >= first.disk + more.disk) return;
+    assert.ok(Date.now() < deadline, `the guest checks nothing any more: ${JSON.stringify({ first, now })}`);
+    await sleep(200);
+  }
+}
+
+async function counts(machine: Machine): Promise<{ memory: number; disk: number }> {
+  const script = 'cat /run/corrupt 2>/dev/null; echo -; cat /run/sums-memory/count /run/sums-disk/count';
+  const [corrupt, numbers] = (await inGuest(machine, script)).split('-\n');
+  assert.equal(corrupt, '');
+  const [memory, disk] = numbers!.split('\n').map(Number);
+  return { memory: memory!, disk: disk! };
+}
+
+export async function inGuest(machine: Machine, script: string, input?: string): Promise<string> {
+  const { stdout } = await machine.agent.exec({
+    argv: ['/bin/sh', '-c', script],
+    timeoutMs: 30_000,
+    ...(input !== undefined && { input }),
+  });
+  return stdout;
+}
+
+/** Nothing of a migration is left in a QEMU, and in its directory only what a running VM has. */
+export async function assertNothingLeft(machine: Machine, site: Site): Promise<void> {
+  assert.deepEqual(await machine.qmp.execute('query-block-jobs'), []);
+  const nodes = await machine.qmp.execute('query-named-block-nodes', { flat: true });
+  assert.deepEqual(
+    nodes.filter((node) => node.drv === 'nbd'),
+    [],
+  );
+  const capabilities = await machine.qmp.execute('query-migrate-capabilities');
+  const on = capabilities.filter(({ state }) => state).map(({ capability }) => capability);
+  assert.deepEqual(
+    on.filter((name) => name !== 'late-block-activate' && name !== 'events'),
+    [],
+  );
+  const files = (await readdir(site.directory)).sort();
+  assert.deepEqual(files, [
+    'agent.sock',
+    'console.log',
+    'console.sock',
+    'disk.qcow2',
+    'qemu.log',
+    'qmp.sock',
+  ]);
+}
+
+export function assertForward(progress: MigrationProgress[]): void {
+  for (const [index, now] of progress.entries()) {
+    const before = progress[index - 1];
+    if (!before) continue;
+    assert.ok(
+      now.fraction >= before.fraction && now.doneBytes >= before.doneBytes && now.round >= before.round,
+    );
+  }
+}
