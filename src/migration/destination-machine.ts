@@ -75,7 +75,9 @@ export type DestinationEffect =
   | { name: 'send-unknown' }
   /** Close the disk's door to the source and let the VM run; ends with `resumed` or `resume-refused`. */
   | { name: 'resume' }
-  /** Fetch what is missing, over a new session. */
+  /** Nothing is missing any more: QEMU's settings for an incoming VM go back. */
+  | { name: 'tidy' }
+  /** See to it that what is missing comes, over a new session if the old one is lost. */
   | { name: 'recover' }
   /** End the VM, whose missing pages will never come; it stays here as crashed. Ends with `vm-ended`. */
   | { name: 'end-vm' }
@@ -212,12 +214,8 @@ function whenArrived(state: In<'arrived'>, event: DestinationEvent): Answer {
       return complete ? next(state) : arrive(epoch, true);
     case 'pages-lost':
       return complete ? next(state) : next(state, { name: 'end-vm' });
-    case 'restarted': {
-      const isComplete = complete || event.complete || event.found === 'gone';
-      const answer = running(epoch, isComplete);
-      const arrived = { name: 'arrived', epoch, complete: isComplete } as const;
-      return isComplete ? next(arrived, answer) : next(arrived, answer, { name: 'recover' });
-    }
+    case 'restarted':
+      return arrive(epoch, complete || event.complete || event.found === 'gone');
     case 'commit':
     case 'retry':
       return next(state, running(epoch, complete));
@@ -269,7 +267,11 @@ function ownIfReady(state: In<'waiting'>, ...otherwise: DestinationEffect[]): An
 const howFar = ({ complete }: { complete: boolean }): Loaded => (complete ? 'whole' : 'but-for-pages');
 
 const arrive = (epoch: number, complete: boolean): Answer =>
-  next({ name: 'arrived', epoch, complete }, running(epoch, complete));
+  next(
+    { name: 'arrived', epoch, complete },
+    running(epoch, complete),
+    complete ? { name: 'tidy' } : { name: 'recover' },
+  );
 
 const reject = (reason: string): Answer =>
   next({ name: 'rejecting', reason }, { name: 'send-rejected', reason }, { name: 'discard' });

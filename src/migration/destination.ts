@@ -24,6 +24,7 @@ import {
   listenForMemory,
   lookAt,
   serveDisk,
+  stopListening,
   waitUntilComplete,
   waitUntilLoaded,
 } from './memory-in.ts';
@@ -186,6 +187,10 @@ export class DestinationMigration {
         return this.#send({ name: 'unknown' });
       case 'resume':
         return this.#resume();
+      case 'tidy':
+        // A QEMU that has died has no settings.
+        if (this.#machine) await stopListening(this.#machine.qmp).catch(() => {});
+        return undefined;
       case 'recover':
         return undefined;
       case 'end-vm':

@@ -6,6 +6,14 @@ import { exportName } from './mirror.ts';
 
 const pollMs = 5;
 
+const inCapabilities: MigrationCapability[] = [
+  'events',
+  'late-block-activate',
+  'postcopy-ram',
+  'return-path',
+  'multifd',
+];
+
 /** QEMU serves its own disk over NBD, for the mirror of the source. */
 export async function serveDisk(qmp: QmpConnection, socketPath: string): Promise<void> {
   await qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path: socketPath } } });
@@ -44,6 +52,12 @@ export async function listenForMemory(
   if (channels > 0 && !postcopy)
     await qmp.execute('migrate-set-parameters', { 'multifd-channels': channels });
   await qmp.execute('migrate-incoming', { uri: `unix:${socketPath}` });
+}
+
+/** Puts back what `listenForMemory` set, so that the VM can leave again in another mode. */
+export async function stopListening(qmp: QmpConnection): Promise<void> {
+  const capabilities = inCapabilities.map((capability) => ({ capability, state: false }));
+  await qmp.execute('migrate-set-capabilities', { capabilities });
 }
 
 /**

@@ -321,6 +321,7 @@ function runDestinationEffect(
       world.destinationQemu = 'running';
       return { name: 'resumed', complete: !world.pagesMissing };
     case 'recover':
+    case 'tidy':
       return undefined;
     case 'end-vm':
       world.destinationQemu = 'crashed';
