@@ -1,0 +1,83 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { VmToMove } from '../model/migration.ts';
+import { GiB, MiB } from '../model/units.ts';
+import { checkFit, type DestinationFacts } from './preflight.ts';
+
+const vm: VmToMove = {
+  id: '11111111-1111-4111-8111-111111111111',
+  name: 'one',
+  spec: {
+    machine: 'pc-q35-10.0',
+    accelerator: 'auto',
+    cpu: { model: 'Nehalem', count: 2 },
+    memoryBytes: GiB,
+    disk: { image: 'sha256:aa', sizeBytes: 4 * GiB },
+    nets: [{ network: 'lan', mac: '02:00:00:00:00:01' }],
+    seed: { hostname: 'one', sshKeys: [], addresses: [] },
+  },
+  epoch: 1,
+  runningWith: 'tcg',
+  running: true,
+  image: { digest: 'sha256:aa', format: 'qcow2', fileBytes: 300 * MiB, virtualBytes: 2 * GiB },
+  diskBytes: 100 * MiB,
+};
+
+const roomy: DestinationFacts = {
+  qemu: { version: '10.0.2', machines: ['pc-q35-7.2', 'pc-q35-10.0'], cpuModels: ['Nehalem'] },
+  accelerators: ['tcg'],
+  memory: { freeBytes: 4 * GiB },
+  disk: { freeBytes: 4 * GiB },
+  images: ['sha256:aa'],
+  networks: ['user', 'lan'],
+  vms: [{ id: 'other', name: 'two' }],
+  clock: { offsetMs: 2000, uncertaintyMs: 20 },
+};
+
+const source = { qemu: { version: '10.0.2' } };
+const fieldsOf = (destination: DestinationFacts, storage: 'copied' | 'shared' = 'copied'): string[] =>
+  checkFit(vm, { storage }, source, destination).problems.map(({ field }) => field);
+
+test('a VM that fits has no problems', () => {
+  assert.deepEqual(checkFit(vm, { storage: 'copied' }, source, roomy), { problems: [], imageToSend: false });
+});
+
+test('everything that does not fit is told at once', () => {
+  const poor: DestinationFacts = {
+    qemu: { version: '7.2.22', machines: ['pc-q35-7.2'], cpuModels: ['qemu64'] },
+    accelerators: ['kvm'],
+    memory: { freeBytes: MiB },
+    disk: { freeBytes: MiB },
+    images: [],
+    networks: ['user'],
+    vms: [{ id: vm.id, name: 'one' }],
+    clock: { offsetMs: -90_000, uncertaintyMs: 100 },
+  };
+  const { problems } = checkFit(vm, { storage: 'copied' }, source, poor);
+  assert.deepEqual(
+    problems.map(({ field }) => field),
+    ['machine', 'cpu.model', 'accelerator', 'memory', 'disk', 'nets.0.network', 'id', 'clock'],
+  );
+  assert.match(problems[0]!.message, /7\.2\.22, which is older than the source's 10\.0\.2/);
+});
+
+test('a missing image is to be sent first, and needs room', () => {
+  const without = { ...roomy, images: [] };
+  assert.deepEqual(checkFit(vm, { storage: 'copied' }, source, without), { problems: [], imageToSend: true });
+  assert.deepEqual(fieldsOf({ ...without, disk: { freeBytes: 200 * MiB } }), ['disk']);
+});
+
+test('a shared disk needs neither room nor image', () => {
+  const bare = { ...roomy, images: [], disk: { freeBytes: 0 } };
+  assert.deepEqual(fieldsOf(bare, 'shared'), []);
+});
+
+test('a name that is taken is told, unless the VM itself is there already', () => {
+  assert.deepEqual(fieldsOf({ ...roomy, vms: [{ id: 'other', name: 'one' }] }), ['name']);
+  assert.deepEqual(fieldsOf({ ...roomy, vms: [{ id: vm.id, name: 'one' }] }), ['id']);
+});
+
+test('a clock is only wrong if the delay of the link does not explain it', () => {
+  assert.deepEqual(fieldsOf({ ...roomy, clock: { offsetMs: 40_000, uncertaintyMs: 15_000 } }), []);
+  assert.deepEqual(fieldsOf({ ...roomy, clock: { offsetMs: 40_000, uncertaintyMs: 5_000 } }), ['clock']);
+});

@@ -1,0 +1,138 @@
+/**
+ * Whether a VM fits a destination: asked by the source before anything is sent, and by the destination again, of
+ * its own facts. Pure, and gives everything that does not fit at once.
+ */
+import type { MigrationOptions, VmToMove } from '../model/migration.ts';
+import { formatBytes } from '../model/units.ts';
+import type { HostFacts } from '../vm/host.ts';
+import type { Problem } from './protocol.ts';
+
+/** What a destination says of itself. */
+export interface DestinationFacts {
+  qemu: { version: string; machines: string[]; cpuModels: string[] };
+  accelerators: ('kvm' | 'tcg')[];
+  memory: { freeBytes: number };
+  /** What may still be written, its reserve left out. */
+  disk: { freeBytes: number };
+  images: string[];
+  networks: string[];
+  vms: { id: string; name: string }[];
+  /** Its clock against ours, and how wrong that figure may be (half a round trip). */
+  clock: { offsetMs: number; uncertaintyMs: number };
+}
+
+export interface SourceFacts {
+  qemu: { version: string };
+}
+
+export interface Preflight {
+  /** Empty: the VM fits. */
+  problems: Problem[];
+  /** The base image is not there, and goes first. Not a problem if there is room for it. */
+  imageToSend: boolean;
+}
+
+/** Tickets and certificates live for minutes; clocks further apart than this would refuse good ones. */
+const mostClockSkewMs = 30_000;
+/** What QEMU itself takes beside the guest's memory. */
+const qemuOverheadBytes = 64 * 1024 * 1024;
+
+export function checkFit(
+  vm: VmToMove,
+  options: Pick<MigrationOptions, 'storage'>,
+  source: SourceFacts,
+  destination: DestinationFacts,
+): Preflight {
+  const imageToSend = options.storage === 'copied' && !destination.images.includes(vm.image.digest);
+  const problems = [
+    ...checkQemu(vm, source, destination),
+    ...checkRoom(vm, options, destination, imageToSend),
+    ...checkNetworks(vm, destination),
+    ...checkIdentity(vm, destination),
+    ...checkClock(destination),
+  ];
+  return { problems, imageToSend };
+}
+
+/** The part of a destination's facts that its own QEMU tells. */
+export const qemuFactsOf = ({ qemu }: Pick<HostFacts, 'qemu'>): DestinationFacts['qemu'] => ({
+  version: qemu.version,
+  machines: qemu.machines.map(({ name }) => name),
+  cpuModels: qemu.cpuModels,
+});
+
+function* checkQemu(vm: VmToMove, source: SourceFacts, { qemu, accelerators }: DestinationFacts) {
+  const { machine, cpu } = vm.spec;
+  if (!qemu.machines.includes(machine)) {
+    const isOlder = compareVersions(qemu.version, source.qemu.version) < 0;
+    const why = isOlder ? `, which is older than the source's ${source.qemu.version}` : '';
+    yield problem('machine', machine, qemu.machines, `QEMU ${qemu.version}${why} does not have ${machine}`);
+  }
+  if (!qemu.cpuModels.includes(cpu.model))
+    yield problem('cpu.model', cpu.model, qemu.cpuModels, `QEMU ${qemu.version} has no CPU ${cpu.model}`);
+  if (!accelerators.includes(vm.runningWith)) {
+    const message = `The VM runs with ${vm.runningWith}, which the destination does not have`;
+    yield problem('accelerator', vm.runningWith, accelerators, message);
+  }
+}
+
+function* checkRoom(
+  vm: VmToMove,
+  { storage }: Pick<MigrationOptions, 'storage'>,
+  { memory, disk }: DestinationFacts,
+  imageToSend: boolean,
+) {
+  const memoryBytes = vm.spec.memoryBytes + qemuOverheadBytes;
+  if (memory.freeBytes < memoryBytes)
+    yield problem(
+      'memory',
+      memory.freeBytes,
+      memoryBytes,
+      `${formatBytes(memory.freeBytes)} of memory are free, wanted ${formatBytes(memoryBytes)}`,
+    );
+  if (storage === 'shared') return;
+  const diskBytes = vm.diskBytes + (imageToSend ? vm.image.fileBytes : 0);
+  if (disk.freeBytes < diskBytes)
+    yield problem(
+      'disk',
+      disk.freeBytes,
+      diskBytes,
+      `${formatBytes(disk.freeBytes)} of disk are free, wanted ${formatBytes(diskBytes)}`,
+    );
+}
+
+function* checkNetworks(vm: VmToMove, { networks }: DestinationFacts) {
+  for (const [index, { network }] of vm.spec.nets.entries())
+    if (!networks.includes(network))
+      yield problem(`nets.${index}.network`, network, networks, `There is no network '${network}'`);
+}
+
+function* checkIdentity(vm: VmToMove, { vms }: DestinationFacts) {
+  if (vms.some(({ id }) => id === vm.id))
+    yield problem('id', vm.id, 'an id that is not there', `The VM ${vm.id} is there already`);
+  else if (vms.some(({ name }) => name === vm.name))
+    yield problem('name', vm.name, 'a name that is free', `Another VM there is called '${vm.name}'`);
+}
+
+function* checkClock({ clock: { offsetMs, uncertaintyMs } }: DestinationFacts) {
+  // Only what is certainly too far: a slow link must not look like a wrong clock.
+  const skewMs = Math.max(0, Math.abs(offsetMs) - uncertaintyMs);
+  if (skewMs > mostClockSkewMs)
+    yield problem(
+      'clock',
+      Math.round(offsetMs),
+      `at most ${mostClockSkewMs} ms`,
+      `The clocks are at least ${Math.round(skewMs)} ms apart`,
+    );
+}
+
+function compareVersions(a: string, b: string): number {
+  return a.localeCompare(b, 'en', { numeric: true });
+}
+
+const problem = (field: string, value: unknown, wanted: unknown, message: string): Problem => ({
+  field,
+  value,
+  wanted,
+  message,
+});
