@@ -29,6 +29,8 @@ export const exitClasses: Record<ViperErrorCode, ExitClass> = {
   wrong_state: 'conflict',
   busy: 'conflict',
   in_use: 'conflict',
+  migration_refused: 'conflict',
+  migration_failed: 'failed',
   agent_unavailable: 'conflict',
   payload_too_large: 'usage',
   unsupported_media_type: 'usage',

@@ -31,6 +31,9 @@ export const endpoints = {
   pauseVm: { method: 'POST', path: '/v1/vms/{vm}/pause' },
   resumeVm: { method: 'POST', path: '/v1/vms/{vm}/resume' },
   cloneVm: { method: 'POST', path: '/v1/vms/{vm}/clone' },
+  migrateVm: { method: 'POST', path: '/v1/vms/{vm}/migrate' },
+  planMigration: { method: 'POST', path: '/v1/vms/{vm}/migrate/plan' },
+  claimVm: { method: 'POST', path: '/v1/vms/{vm}/claim' },
   getGuest: { method: 'GET', path: '/v1/vms/{vm}/guest' },
   execInGuest: { method: 'POST', path: '/v1/vms/{vm}/guest/exec' },
   getConsoleLog: { method: 'GET', path: '/v1/vms/{vm}/console/log' },
@@ -40,6 +43,12 @@ export const endpoints = {
   getOperation: { method: 'GET', path: '/v1/operations/{operation}' },
   cancelOperation: { method: 'DELETE', path: '/v1/operations/{operation}' },
   streamEvents: { method: 'GET', path: '/v1/events' },
+
+  listMigrations: { method: 'GET', path: '/v1/migrations' },
+  getMigration: { method: 'GET', path: '/v1/migrations/{migration}' },
+  limitMigration: { method: 'PUT', path: '/v1/migrations/{migration}/limits' },
+  checkMigration: { method: 'POST', path: '/v1/migrations/{migration}/check' },
+  tellMigration: { method: 'POST', path: '/v1/migrations/{migration}/messages' },
 
   listTokens: { method: 'GET', path: '/v1/tokens' },
   createToken: { method: 'POST', path: '/v1/tokens' },

@@ -15,6 +15,7 @@ const tags = {
   images: 'Disk images: immutable, named by the SHA-256 digest of the file, with aliases.',
   snapshots: 'Golden snapshots: an image plus the RAM of a VM just booted from it.',
   vms: 'Virtual machines.',
+  migrations: 'VMs on their way between cloudlets.',
   operations: 'Long work: every 202 answers with an operation to watch.',
   tokens: 'Credentials: bearer tokens and client certificates.',
   fleet: 'The cloudlets that know each other.',

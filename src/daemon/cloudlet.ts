@@ -20,6 +20,7 @@ import { EventLog } from './events.ts';
 import { Fleet } from './fleet.ts';
 import { ImageService } from './images.ts';
 import { Metrics } from './metrics.ts';
+import { MigrationService } from './migrations/service.ts';
 import { Operations } from './operations.ts';
 import { type Paths, statePaths } from './paths.ts';
 import { SnapshotService } from './snapshots.ts';
@@ -48,6 +49,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly images: ImageService;
   readonly snapshots: SnapshotService;
   readonly vms: VmService;
+  readonly migrations: MigrationService;
   readonly fleet: Fleet;
   readonly host: Host;
   readonly metrics: Metrics;
@@ -71,6 +73,7 @@ export class Cloudlet implements AsyncDisposable {
     const cloudlet = new Cloudlet({ directory, identity, config, log, store: new Store(directory) });
     try {
       await cloudlet.#recover();
+      await cloudlet.migrations.recover();
       cloudlet.fleet.start();
     } catch (error) {
       await cloudlet.close();
@@ -141,6 +144,19 @@ export class Cloudlet implements AsyncDisposable {
         });
       },
     });
+    this.migrations = new MigrationService({
+      identity: () => this.identity,
+      store,
+      events: this.events,
+      operations: this.operations,
+      registry: this.#registry,
+      vms: this.vms,
+      images: this.images,
+      runner,
+      fleet: this.fleet,
+      paths,
+      log,
+    });
     this.#runner = runner;
     this.#paths = paths;
   }
@@ -195,6 +211,7 @@ export class Cloudlet implements AsyncDisposable {
   async close(): Promise<void> {
     this.#closing.abort();
     await this.operations.close();
+    await this.migrations.close();
     this.vms.detach();
     await this.fleet.close();
     this.events.close();

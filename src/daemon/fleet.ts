@@ -20,6 +20,7 @@ import {
   signRenewal,
   syncPeers,
 } from '../fleet/index.ts';
+import type { Identify } from '../link/index.ts';
 import { asAppError } from '../model/errors.ts';
 import type { Peer } from '../model/fleet.ts';
 import type { Uuid } from '../model/ids.ts';
@@ -56,6 +57,15 @@ export class Fleet {
     this.trust = new FleetTrust(identity, this.directory);
     this.client = new PeerClient(identity);
   }
+
+  /** Who a certificate of a connection of the link names. */
+  readonly identify: Identify = (certificate) => {
+    const found = this.trust.identify(certificate);
+    if (found === undefined) return { refused: 'its certificate is not of this fleet' };
+    return typeof found === 'string'
+      ? { refused: `its certificate is ${found}` }
+      : { cloudletId: found.cloudletId };
+  };
 
   /** Tells the fleet of this cloudlet now and then learns of others every minute. */
   start(): void {

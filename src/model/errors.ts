@@ -53,6 +53,16 @@ export const errorKinds = {
     meaning: 'The image or snapshot is still needed by others.',
     remedy: '`details.usedBy` lists them.',
   },
+  migration_refused: {
+    status: 409,
+    meaning: 'The destination cannot take the VM, or the VM cannot leave.',
+    remedy: '`details.problems` lists everything that does not fit, with the value and what was wanted.',
+  },
+  migration_failed: {
+    status: 502,
+    meaning: 'The migration ended without moving the VM, which is where it was.',
+    remedy: '`details` says at which step and why; mend that and ask again.',
+  },
   agent_unavailable: {
     status: 409,
     meaning: 'The guest agent in the VM did not answer in time.',

@@ -11,6 +11,7 @@ export const operationKinds = [
   'vm.resume',
   'vm.clone',
   'vm.delete',
+  'vm.migrate',
   'snapshot.create',
   'image.import',
 ] as const;
@@ -22,6 +23,7 @@ export interface OperationSubject {
   imageDigest?: ImageDigest;
   snapshotId?: Uuid;
   name?: string;
+  migrationId?: Uuid;
 }
 
 /** How far the present phase has come. Within one phase `done` never falls. */

@@ -6,6 +6,8 @@
  *                  ^                       |  |
  *                  +------ stopping <------+  +--> crashed   (QEMU ended and nobody had asked for it)
  *   any resting state -> deleting -> gone
+ *   running, paused -> migrating (it runs on here) -> gone, or as before
+ *   arriving (from another cloudlet; nothing runs yet) -> running, paused, or gone
  */
 export const vmStates = [
   'creating',
@@ -16,6 +18,8 @@ export const vmStates = [
   'stopping',
   'crashed',
   'deleting',
+  'migrating',
+  'arriving',
 ] as const;
 export type VmState = (typeof vmStates)[number];
 
@@ -26,8 +30,9 @@ const allowed = {
   resume: ['paused'],
   clone: ['stopped', 'running', 'paused'],
   delete: ['stopped', 'crashed', 'running', 'paused'],
-  console: ['starting', 'running', 'paused', 'stopping'],
-  guest: ['running'],
+  migrate: ['running', 'paused'],
+  console: ['starting', 'running', 'paused', 'stopping', 'migrating'],
+  guest: ['running', 'migrating'],
 } as const satisfies Record<string, readonly VmState[]>;
 
 export type VmAction = keyof typeof allowed;

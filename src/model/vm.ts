@@ -68,6 +68,8 @@ export interface VmRecord {
   /** In use while the VM runs. */
   runningWith?: Accelerator;
   lastExit?: VmExit;
+  /** Rises with each change of owner; a VM that never moved has none and counts as 1. */
+  epoch?: number;
 }
 
 /** A golden snapshot: an image plus the RAM of a VM just booted from it. */

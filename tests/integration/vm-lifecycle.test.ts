@@ -455,6 +455,7 @@ const ask: Record<VmAction, (vm: string) => Promise<unknown>> = {
   resume: (vm) => viper.resumeVm({ params: { vm } }),
   clone: (vm) => viper.cloneVm({ params: { vm }, body: { name: 'refused' } }),
   delete: (vm) => viper.deleteVm({ params: { vm } }),
+  migrate: (vm) => viper.migrateVm({ params: { vm }, body: { to: 'nowhere' } }),
   console: (vm) => viper.attachConsole({ params: { vm } }).then((session) => session[Symbol.asyncDispose]()),
   guest: (vm) => viper.getGuest({ params: { vm } }),
 };

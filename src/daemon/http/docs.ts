@@ -3,6 +3,8 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import fastifyStatic from '@fastify/static';
 import type { FastifyInstance } from 'fastify';
+import { endpoints, type OperationName } from '../../contract/endpoints.ts';
+import { type Route, routes } from '../../contract/routes.ts';
 
 const page = `<!doctype html>
 <html lang="en">
@@ -10,6 +12,7 @@ const page = `<!doctype html>
   <meta charset="utf-8">
   <meta name="viewport" content="width=device-width, initial-scale=1">
   <title>Viper API</title>
+  <link rel="icon" href="/docs/favicon-32x32.png">
   <link rel="stylesheet" href="/docs/swagger-ui.css">
 </head>
 <body>
@@ -19,13 +22,30 @@ const page = `<!doctype html>
 </body>
 </html>
 `;
-const start = `SwaggerUIBundle({
+/** What answers without an end, and the page would wait for it: these are shown, but cannot be tried out. */
+const endless = (Object.entries(routes) as [OperationName, Route][])
+  .filter(([, route]) => route.status === 101 || route.replyType === 'text/event-stream')
+  .map(([name]) => endpoints[name].path);
+const start = `const endless = ${JSON.stringify(endless)};
+const onlyWhatEnds = () => ({
+  statePlugins: { spec: { wrapSelectors: { allowTryItOutFor: () => (_state, path) => !endless.includes(path) } } },
+});
+SwaggerUIBundle({
   url: '/v1/openapi.json', dom_id: '#swagger-ui', deepLinking: true, persistAuthorization: false,
+  plugins: [onlyWhatEnds],
 });
 `;
-// Swagger UI sets inline styles; scripts come from here only.
-const policy =
-  "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'";
+// Swagger UI sets inline styles; scripts come from here only, and no other page may frame this one: it holds a token.
+const policy = [
+  "default-src 'none'",
+  "script-src 'self'",
+  "style-src 'self' 'unsafe-inline'",
+  "img-src 'self' data:",
+  "connect-src 'self'",
+  "base-uri 'none'",
+  "form-action 'none'",
+  "frame-ancestors 'none'",
+].join('; ');
 
 /** Adds `/docs`; the document itself is an endpoint of the contract. */
 export async function registerDocs(app: FastifyInstance): Promise<void> {
@@ -36,7 +56,7 @@ export async function registerDocs(app: FastifyInstance): Promise<void> {
   });
   app.get('/docs/start.js', async (_request, reply) => reply.type('text/javascript').send(start));
   await app.register(fastifyStatic, { root: assets, serve: false });
-  for (const file of ['swagger-ui.css', 'swagger-ui-bundle.js'] as const) {
+  for (const file of ['swagger-ui.css', 'swagger-ui-bundle.js', 'favicon-32x32.png'] as const) {
     app.get(`/docs/${file}`, (_request, reply) => reply.sendFile(file));
   }
 }

@@ -2,6 +2,7 @@
  * The REST API of a cloudlet as a Fastify plugin: every endpoint of the contract with its handler, who may
  * call it and what it may carry. `serve` puts it behind TLS 1.3; a user's own Fastify can register it too.
  */
+import type { Server } from 'node:tls';
 import fastifyCors from '@fastify/cors';
 import fastifyWebsocket from '@fastify/websocket';
 import Fastify, {
@@ -12,6 +13,7 @@ import Fastify, {
 } from 'fastify';
 import { endpoints, type OperationName } from '../../contract/endpoints.ts';
 import { type Route, type RouteInput, type RouteReply, routes } from '../../contract/routes.ts';
+import { attachLink, serverAlpnProtocols } from '../../link/index.ts';
 import { AppError } from '../../model/errors.ts';
 import { newId } from '../../model/ids.ts';
 import type { Cloudlet } from '../cloudlet.ts';
@@ -22,6 +24,7 @@ import { registerDocs } from './docs.ts';
 import { answerError } from './errors.ts';
 import { fleetHandlers } from './handlers/fleet.ts';
 import { imageHandlers } from './handlers/images.ts';
+import { migrationHandlers } from './handlers/migrations.ts';
 import { operationHandlers } from './handlers/operations.ts';
 import { systemHandlers } from './handlers/system.ts';
 import { vmHandlers } from './handlers/vms.ts';
@@ -81,6 +84,7 @@ export async function viperHttp(app: FastifyInstance, options: { cloudlet: Cloud
     ...systemHandlers(cloudlet),
     ...imageHandlers(cloudlet),
     ...vmHandlers(cloudlet),
+    ...migrationHandlers(cloudlet),
     ...operationHandlers(cloudlet),
     ...fleetHandlers(cloudlet),
   };
@@ -167,6 +171,8 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
     https: {
       ...cloudlet.identity.tls,
       minVersion: 'TLSv1.3',
+      // The link between cloudlets uses the same port.
+      ALPNProtocols: [...serverAlpnProtocols],
       // A client certificate is asked for and judged per request: most callers bring a token instead.
       requestCert: true,
       rejectUnauthorized: false,
@@ -175,9 +181,16 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
   await app.register(viperHttp, { cloudlet });
   cloudlet.onRenewed(({ tls }) => app.server.setSecureContext({ ...tls, minVersion: 'TLSv1.3' }));
   await app.listen({ host: options.host, port: options.port });
+  const link = attachLink(app.server as Server, {
+    identify: cloudlet.fleet.identify,
+    accept: (request) => cloudlet.migrations.acceptSession(request),
+  });
   const address = app.server.address();
   const port = typeof address === 'object' && address ? address.port : options.port;
   const host = options.host.includes(':') ? `[${options.host}]` : options.host;
-  const close = () => app.close();
+  const close = async () => {
+    await link.close();
+    await app.close();
+  };
   return { url: `https://${host}:${port}`, app, close, [Symbol.asyncDispose]: close };
 }

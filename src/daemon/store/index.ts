@@ -6,6 +6,7 @@ import { EventRepository } from './events.ts';
 import { ImageRepository } from './images.ts';
 import { JoinTokenRepository } from './join-tokens.ts';
 import { MetaRepository } from './meta.ts';
+import { MigrationRepository } from './migrations.ts';
 import { OperationRepository } from './operations.ts';
 import { PeerRepository } from './peers.ts';
 import { SnapshotRepository } from './snapshots.ts';
@@ -31,6 +32,7 @@ export class Store implements Disposable {
   readonly credentials: CredentialRepository;
   readonly joinTokens: JoinTokenRepository;
   readonly peers: PeerRepository;
+  readonly migrations: MigrationRepository;
   readonly meta: MetaRepository;
   readonly #database: Database;
 
@@ -42,6 +44,7 @@ export class Store implements Disposable {
     this.images = new ImageRepository(database);
     this.snapshots = new SnapshotRepository(database);
     this.operations = new OperationRepository(database);
+    this.migrations = new MigrationRepository(database);
     this.meta = new MetaRepository(database);
     this.events = new EventRepository(database, this.meta, keepEvents);
     this.credentials = new CredentialRepository(database);

@@ -115,4 +115,18 @@ export const migrations: readonly Migration[] = [
       ) STRICT;
     `,
   },
+  {
+    name: 'migrations',
+    sql: `
+      CREATE TABLE migrations (
+        id TEXT PRIMARY KEY,
+        vm_id TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        finished_at TEXT,
+        record TEXT NOT NULL
+      ) STRICT;
+      CREATE INDEX migrations_by_age ON migrations (created_at, id);
+      CREATE INDEX migrations_unfinished ON migrations (created_at) WHERE finished_at IS NULL;
+    `,
+  },
 ];

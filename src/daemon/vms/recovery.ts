@@ -7,6 +7,7 @@
  *   running, paused,     taken over, as QEMU says       crashed, or stopped if that had been asked for
  *   stopping
  *   stopped, crashed     (cannot be)                    as it is
+ *   migrating, arriving  taken hold of                  left to its migration
  *
  * Directories that no record knows (the template of a golden snapshot, a capture for a clone) are removed, with
  * the QEMU that may still run in them.
@@ -65,6 +66,14 @@ async function recover(managed: Managed, options: RecoveryOptions): Promise<void
       await endQemu(id);
       await runner.cleanUp(id);
       registry.update(managed, { state: 'stopped', process: undefined });
+      return;
+    case 'migrating':
+    case 'arriving':
+      // Whose it is, its migration knows; here it is only taken hold of again.
+      if (record.process) {
+        const machine = await Machine.adopt({ id, directory: paths.vm(id), process: record.process });
+        if (machine) vms.attach(managed, machine);
+      }
       return;
     case 'running':
     case 'paused':

@@ -10,13 +10,14 @@ import type { Accelerator, ImageRecord, VmSpec } from '../../model/vm.ts';
 import type { Taps } from '../../network/index.ts';
 import { backupDisk } from '../../vm/backup.ts';
 import { createDisk } from '../../vm/disks.ts';
-import { checkSpec, type Host } from '../../vm/host.ts';
+import { checkSpec, type Host, type HostFacts } from '../../vm/host.ts';
 import { changeIdentity, renewLeases } from '../../vm/identity.ts';
 import { imageFile } from '../../vm/images.ts';
 import { setLinks } from '../../vm/links.ts';
 import { Machine } from '../../vm/machine.ts';
 import { captureMemoryToFile, loadMemoryFromFile } from '../../vm/memory-file.ts';
 import { createSeed } from '../../vm/seed.ts';
+import { freeBytes } from '../../vm/space.ts';
 import type { Config } from '../config.ts';
 import type { Paths } from '../paths.ts';
 
@@ -58,6 +59,27 @@ export class Runner {
     this.#host = options.host;
     this.#config = options.config;
     this.#taps = options.taps;
+  }
+
+  facts(): Promise<HostFacts> {
+    return this.#host.facts();
+  }
+
+  /** What this cloudlet has for a VM that would come, on the file system of `directory`. */
+  async capacity(directory: string): Promise<{
+    host: HostFacts;
+    networks: Config['networks'];
+    freeMemoryBytes: number;
+    freeDiskBytes: number;
+  }> {
+    const [host, diskBytes] = await Promise.all([this.#host.facts(), freeBytes(directory)]);
+    const { networks, reserveBytes } = this.#config;
+    return {
+      host,
+      networks,
+      freeMemoryBytes: Math.max(0, host.memory.availableBytes - reserveBytes),
+      freeDiskBytes: Math.max(0, diskBytes - reserveBytes),
+    };
   }
 
   /** Refuses a spec that this host cannot run, before anything is made. */
@@ -159,6 +181,12 @@ export class Runner {
   async discard(id: Uuid): Promise<void> {
     await this.cleanUp(id);
     await rm(this.#paths.vm(id), { recursive: true, force: true });
+  }
+
+  /** A disk of its own, and a QEMU that waits for memory to come over the link. */
+  async receive(vm: Runnable, image: ImageRecord, signal: AbortSignal): Promise<Started> {
+    await this.makeDisk(vm, image, signal);
+    return this.#launch(vm, { incoming: true }, signal, async () => {});
   }
 
   async #launch(

@@ -377,6 +377,19 @@ export class VmService {
     });
   }
 
+  /** A migration has ended and the VM is this cloudlet's: its state is what QEMU says. */
+  async settle(managed: Managed, { epoch }: { epoch: number }): Promise<void> {
+    this.#registry.update(managed, { epoch });
+    await this.#observe(managed);
+  }
+
+  /** Removes a VM that another cloudlet owns now, or never came; its QEMU has ended. */
+  async forget(managed: Managed): Promise<void> {
+    delete managed.machine;
+    await this.#runner.discard(managed.record.id);
+    this.#registry.remove(managed);
+  }
+
   /** Lets go of every QEMU; they run on. */
   detach(): void {
     for (const { machine } of this.#registry.all()) machine?.detach();

@@ -1,0 +1,30 @@
+import type { ToDestination, ToSource } from '../../../migration/protocol.ts';
+import type { Cloudlet } from '../../cloudlet.ts';
+import type { Handlers } from '../server.ts';
+
+type Names =
+  | 'migrateVm'
+  | 'planMigration'
+  | 'claimVm'
+  | 'listMigrations'
+  | 'getMigration'
+  | 'limitMigration'
+  | 'checkMigration'
+  | 'tellMigration';
+
+export const migrationHandlers = ({ migrations, vms }: Cloudlet): Handlers<Names> => ({
+  migrateVm: ({ params, body }) => migrations.start(params.vm, body),
+  planMigration: ({ params, body }) => migrations.plan(params.vm, body),
+  claimVm: async ({ params, body, caller }) => {
+    await migrations.claim(params.vm, body.reason, caller!);
+    return vms.view(params.vm);
+  },
+  listMigrations: ({ query }) => migrations.list(query),
+  getMigration: ({ params }) => migrations.get(params.migration),
+  limitMigration: ({ params, body }) => migrations.setLimits(params.migration, body),
+  checkMigration: ({ body }) => migrations.check(body),
+  tellMigration: ({ params, body, caller }) => {
+    migrations.tell(params.migration, body as ToDestination | ToSource, caller!);
+    return undefined;
+  },
+});

@@ -1,0 +1,140 @@
+/**
+ * What dies in the middle of a migration, and what a user stops: afterwards one side runs the VM, it verifies its
+ * memory and disk, and the other side has nothing of it.
+ */
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { test } from 'node:test';
+import type { DestinationState } from '../../src/migration/destination-machine.ts';
+import type { SourceState } from '../../src/migration/source-machine.ts';
+import type { MigrationPhase } from '../../src/model/migration.ts';
+import { isAlive } from '../../src/vm/process.ts';
+import { assertNothingLeft, checked, Lab, startCheckers } from './migration-lab.ts';
+
+/** Slow enough to be met in every phase. */
+const slow = { limits: { downtimeMs: 300, autoConverge: false, bandwidthBps: 200_000_000 } };
+
+test('a migration cancelled in any phase leaves the VM running and nothing at the destination', async (context) => {
+  await using lab = await Lab.make();
+  const machine = await lab.boot(lab.a);
+  await startCheckers(machine);
+  for (const phase of ['preflight', 'disk', 'memory'] satisfies MigrationPhase[]) {
+    const pair = await lab.migration(lab.a, lab.b, machine, slow);
+    await pair.source.start();
+    await pair.untilPhase(phase);
+    const askedAt = performance.now();
+    await pair.source.cancel();
+    assert.deepEqual(await machine.status(), { running: true, state: 'running' });
+    context.diagnostic(`${phase}: the VM runs ${Math.round(performance.now() - askedAt)} ms after the cancel`);
+    const state = await pair.source.waitUntilOver();
+    assert.equal(state.name === 'ended' && state.ending.code, 'cancelled');
+    await pair.untilDestination('absent');
+    assert.ok(!existsSync(lab.b.directory));
+    await assertNothingLeft(machine, lab.a);
+    await checked(machine, { memory: 4, disk: 2 });
+    await pair.stop();
+  }
+});
+
+test('a destination QEMU that is killed before the commit costs nothing but the attempt', async () => {
+  await using lab = await Lab.make();
+  const machine = await lab.boot(lab.a);
+  await startCheckers(machine);
+  for (const phase of ['disk', 'memory'] satisfies MigrationPhase[]) {
+    const pair = await lab.migration(lab.a, lab.b, machine, slow);
+    await pair.source.start();
+    await pair.untilPhase(phase);
+    await pair.destination.machine!.kill();
+    const state = await pair.source.waitUntilOver();
+    assert.ok(state.name === 'ended' && ['failed', 'rejected'].includes(state.ending.code));
+    await pair.untilDestination('absent');
+    assert.ok(!existsSync(lab.b.directory));
+    await assertNothingLeft(machine, lab.a);
+    await checked(machine, { memory: 4, disk: 2 });
+    await pair.stop();
+  }
+});
+
+for (const mode of ['precopy', 'postcopy'] as const) {
+  test(`a destination that cannot load the VM in ${mode} rejects it, and the source takes it back`, async () => {
+    await using lab = await Lab.make();
+    const machine = await lab.boot(lab.a);
+    await startCheckers(machine);
+    const pair = await lab.migration(lab.a, lab.b, machine, { mode });
+    pair.beforeDelivery = async (message) => {
+      if (message.name === 'commit') await pair.destination.machine?.kill();
+    };
+    await pair.source.start();
+    const state = await pair.source.waitUntilOver();
+    assert.equal(state.name === 'ended' && state.ending.code, 'rejected');
+    assert.equal(state.epoch, 3);
+    await pair.untilDestination('absent');
+    assert.deepEqual(pair.told, []);
+    assert.deepEqual(await machine.status(), { running: true, state: 'running' });
+    await checked(machine);
+    await assertNothingLeft(machine, lab.a);
+    // And it can still move.
+    const again = await lab.migration(lab.a, lab.b, machine, { epoch: 3 });
+    await again.source.start();
+    assert.equal((await again.source.waitUntilOver()).name, 'moved');
+    await again.untilDestination('settled');
+    await checked(again.destination.machine!);
+  });
+}
+
+test('a source QEMU that is killed before the commit leaves nothing at the destination', async () => {
+  await using lab = await Lab.make();
+  const machine = await lab.boot(lab.a);
+  const pair = await lab.migration(lab.a, lab.b, machine, slow);
+  await pair.source.start();
+  await pair.untilPhase('memory');
+  await machine.kill();
+  const state = await pair.source.waitUntilOver();
+  assert.ok(state.name === 'ended' && ['failed', 'vm_ended'].includes(state.ending.code));
+  await pair.untilDestination('absent');
+  assert.ok(!existsSync(lab.b.directory));
+});
+
+test('a daemon that dies after any journalled step goes on from there', async (context) => {
+  await using lab = await Lab.make();
+  let machine = await lab.boot(lab.a);
+  await startCheckers(machine);
+  let [from, to] = [lab.a, lab.b];
+  let epoch = 1;
+  const cases: (['source', SourceState['name']] | ['destination', DestinationState['name']])[] = [
+    ['source', 'preparing'],
+    ['source', 'copying'],
+    ['source', 'switching'],
+    ['source', 'leaving'],
+    ['source', 'moved'],
+    ['destination', 'reserved'],
+    ['destination', 'waiting'],
+    ['destination', 'owning'],
+    ['destination', 'arrived'],
+  ];
+  for (const [side, name] of cases) {
+    const pair = await lab.migration(from, to, machine, { epoch });
+    pair.crashAt(side, name);
+    await pair.source.start();
+    await pair.crashed;
+    await pair.restart(side);
+    const state = await pair.source.waitUntilOver();
+    context.diagnostic(`${side} dies in ${name}: ${state.name}`);
+    if (state.name === 'moved') {
+      await pair.untilDestination('settled');
+      assert.ok(!(await isAlive(pair.sourceMachine.process)));
+      assert.ok(!existsSync(from.directory));
+      machine = pair.destination.machine!;
+      [from, to] = [to, from];
+    } else {
+      await pair.untilDestination('absent');
+      assert.ok(!existsSync(to.directory));
+      machine = pair.sourceMachine;
+    }
+    epoch = state.epoch;
+    assert.deepEqual(await machine.status(), { running: true, state: 'running' });
+    await assertNothingLeft(machine, from);
+    await checked(machine, { memory: 6, disk: 3 });
+    await pair.stop();
+  }
+});
