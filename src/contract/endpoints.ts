@@ -8,6 +8,8 @@ export const endpoints = {
   getOpenApi: { method: 'GET', path: '/v1/openapi.json' },
   getWhoami: { method: 'GET', path: '/v1/whoami' },
   getCloudlet: { method: 'GET', path: '/v1/cloudlet' },
+  drainCloudlet: { method: 'POST', path: '/v1/drain' },
+  undrainCloudlet: { method: 'DELETE', path: '/v1/drain' },
   listInstanceTypes: { method: 'GET', path: '/v1/instance-types' },
 
   listImages: { method: 'GET', path: '/v1/images' },

@@ -81,6 +81,24 @@ export const routes = {
     reply: schema.Cloudlet,
     errors: [],
   },
+  drainCloudlet: {
+    summary:
+      'Move every running VM to peers that have room, and take no new ones until the cloudlet is undrained. ' +
+      'Cancelling the operation stops the migrations that run',
+    tag: 'cloudlet',
+    access: 'operate',
+    body: schema.Drain,
+    status: 202,
+    reply: schema.Operation,
+    errors: ['not_found', 'too_many', 'busy'],
+  },
+  undrainCloudlet: {
+    summary: 'Take VMs again',
+    tag: 'cloudlet',
+    access: 'operate',
+    status: 204,
+    errors: [],
+  },
   listInstanceTypes: {
     summary: 'The instance types that a VM can be created with',
     tag: 'cloudlet',

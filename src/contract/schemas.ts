@@ -95,6 +95,7 @@ export const Cloudlet = Exact({
   memory: Exact({ totalBytes: Bytes, freeBytes: Bytes }),
   disk: Exact({ totalBytes: Bytes, freeBytes: Bytes }),
   networks: Type.Array(Exact({ name: Type.String(), kind: OneOf(['user', 'bridge']) })),
+  draining: Type.Boolean({ description: 'Takes no VMs and gives its own away, until it is undrained.' }),
   vms: Exact({ total: Type.Integer(), running: Type.Integer() }),
 });
 
@@ -314,6 +315,17 @@ export const MigrateVm = Exact({
       bandwidthBps: Type.Optional(Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 })),
       autoConverge: Type.Optional(Type.Boolean()),
     }),
+  ),
+});
+export const Drain = Exact({
+  to: Type.Optional(
+    Type.Array(MigrateVm.properties.to, { minItems: 1, maxItems: 100, description: 'Peers; all if absent.' }),
+  ),
+  parallel: Type.Optional(
+    Type.Integer({ minimum: 1, maximum: 16, default: 2, description: 'VMs at one time.' }),
+  ),
+  order: Type.Optional(
+    OneOf(['smallest', 'largest', 'oldest'], 'By memory, or by age; `smallest` if absent.'),
   ),
 });
 export const ClaimVm = Exact({

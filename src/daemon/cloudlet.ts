@@ -20,6 +20,7 @@ import { EventLog } from './events.ts';
 import { Fleet } from './fleet.ts';
 import { ImageService } from './images.ts';
 import { Metrics } from './metrics.ts';
+import { Drain } from './migrations/drain.ts';
 import { MigrationService } from './migrations/service.ts';
 import { Operations } from './operations.ts';
 import { type Paths, statePaths } from './paths.ts';
@@ -50,6 +51,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly snapshots: SnapshotService;
   readonly vms: VmService;
   readonly migrations: MigrationService;
+  readonly drain: Drain;
   readonly fleet: Fleet;
   readonly host: Host;
   readonly metrics: Metrics;
@@ -130,6 +132,7 @@ export class Cloudlet implements AsyncDisposable {
       ...parts_,
       registry: this.#registry,
       snapshots: this.snapshots,
+      refuseIfDraining: () => this.drain.refuseIfDraining(),
       metrics: this.metrics,
     });
     this.fleet = new Fleet({
@@ -154,8 +157,17 @@ export class Cloudlet implements AsyncDisposable {
       images: this.images,
       runner,
       fleet: this.fleet,
+      isDraining: () => this.drain.isDraining,
       paths,
       log,
+    });
+    this.drain = new Drain({
+      store,
+      events: this.events,
+      operations: this.operations,
+      registry: this.#registry,
+      migrations: this.migrations,
+      fleet: this.fleet,
     });
     this.#runner = runner;
     this.#paths = paths;
@@ -202,6 +214,7 @@ export class Cloudlet implements AsyncDisposable {
       cpus: host.cpus,
       memory: { totalBytes: host.memory.totalBytes, freeBytes: host.memory.availableBytes },
       disk: { totalBytes: disk.blocks * disk.bsize, freeBytes: disk.bavail * disk.bsize },
+      draining: this.drain.isDraining,
       networks: this.config.networks.map(({ name, kind }) => ({ name, kind })),
       vms: { total: this.#registry.all().length, running: counts.get('running') ?? 0 },
     };

@@ -12,6 +12,7 @@ export const operationKinds = [
   'vm.clone',
   'vm.delete',
   'vm.migrate',
+  'cloudlet.drain',
   'snapshot.create',
   'image.import',
 ] as const;

@@ -12,6 +12,8 @@ export interface Place {
   /** What may be given to VMs. */
   freeMemoryBytes: number;
   freeDiskBytes: number;
+  /** It is being emptied. */
+  isDraining: boolean;
   /** The VM's base image; else it is sent first. */
   hasImage: boolean;
   /** Whether a VM of this id or name is here. */
@@ -29,6 +31,7 @@ export function checkArrival(vm: VmToMove, place: Place): Problem[] {
   const add = (field: string, value: unknown, wanted: unknown, message: string) =>
     problems.push({ field, value, wanted, message });
   const { spec } = vm;
+  if (place.isDraining) add('cloudlet', 'drained', 'undrained', 'the cloudlet is drained and takes no VMs');
 
   try {
     const accelerator = checkSpec({ ...spec, accelerator: vm.runningWith }, place.host);

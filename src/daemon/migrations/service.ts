@@ -60,6 +60,7 @@ export interface MigrationServiceOptions {
   images: ImageService;
   runner: Runner;
   fleet: Fleet;
+  isDraining: () => boolean;
   paths: Paths;
   log: FastifyBaseLogger;
 }
@@ -221,8 +222,9 @@ export class MigrationService {
   }
 
   async #problems(vm: VmToMove, sentAt?: string): Promise<Problem[]> {
-    const { registry, runner, paths } = this.#options;
+    const { registry, runner, paths, isDraining } = this.#options;
     return checkArrival(vm, {
+      isDraining: isDraining(),
       ...(await runner.capacity(paths.root)),
       hasImage: this.#options.store.images.get(vm.image.digest) !== undefined,
       isTaken: (what) => registry.has(what),

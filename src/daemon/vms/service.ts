@@ -34,6 +34,8 @@ export interface VmServiceOptions {
   operations: Operations;
   images: ImageService;
   snapshots: SnapshotService;
+  /** A cloudlet that is being emptied takes no new VMs. */
+  refuseIfDraining: () => void;
   config: Config;
   paths: Paths;
   metrics: Metrics;
@@ -48,6 +50,7 @@ export class VmService {
   readonly #operations: Operations;
   readonly #images: ImageService;
   readonly #snapshots: SnapshotService;
+  readonly #refuseIfDraining: () => void;
   readonly #config: Config;
   readonly #paths: Paths;
   readonly #metrics: Metrics;
@@ -58,6 +61,7 @@ export class VmService {
     this.#operations = options.operations;
     this.#images = options.images;
     this.#snapshots = options.snapshots;
+    this.#refuseIfDraining = options.refuseIfDraining;
     this.#config = options.config;
     this.#paths = options.paths;
     this.#metrics = options.metrics;
@@ -103,6 +107,7 @@ export class VmService {
     if ((request.image === undefined) === (request.snapshot === undefined)) {
       throw invalidRequest([{ field: 'body', wanted: 'either image or snapshot' }]);
     }
+    this.#refuseIfDraining();
     this.#registry.requireFreeName(request.name);
     return request.snapshot === undefined
       ? this.#createFromImage(request, request.image!)

@@ -1,7 +1,15 @@
 import type { Cloudlet } from '../../cloudlet.ts';
 import type { Handlers } from '../server.ts';
 
-type Names = 'getHealth' | 'getMetrics' | 'getOpenApi' | 'getWhoami' | 'getCloudlet' | 'listInstanceTypes';
+type Names =
+  | 'getHealth'
+  | 'getMetrics'
+  | 'getOpenApi'
+  | 'getWhoami'
+  | 'getCloudlet'
+  | 'drainCloudlet'
+  | 'undrainCloudlet'
+  | 'listInstanceTypes';
 
 /** The cloudlet itself: health, metrics, facts. */
 export const systemHandlers = (cloudlet: Cloudlet): Handlers<Names> => ({
@@ -17,5 +25,10 @@ export const systemHandlers = (cloudlet: Cloudlet): Handlers<Names> => ({
     };
   },
   getCloudlet: () => cloudlet.facts(),
+  drainCloudlet: ({ body }) => cloudlet.drain.start(body),
+  undrainCloudlet: () => {
+    cloudlet.drain.undrain();
+    return undefined;
+  },
   listInstanceTypes: () => ({ items: cloudlet.config.instanceTypes }),
 });
