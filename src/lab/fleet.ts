@@ -5,7 +5,7 @@
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, open, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -47,8 +47,16 @@ export class LabCloudlet {
     this.viper = connectNode({ url: made.url, token: made.token, ca });
   }
 
-  /** Makes the cloudlet and starts its daemon. `joining`: a cloudlet of the fleet that it joins. */
-  static async make(root: string, name: string, joining?: LabCloudlet): Promise<LabCloudlet> {
+  /**
+   * Makes the cloudlet and starts its daemon. `joining`: a cloudlet of the fleet that it joins. `config`: what
+   * its `config.json` says beside the address.
+   */
+  static async make(
+    root: string,
+    name: string,
+    joining?: LabCloudlet,
+    config: object = {},
+  ): Promise<LabCloudlet> {
     const directory = path.join(root, name);
     const listen = `127.0.0.1:${await freePort()}`;
     const common = ['--state', directory, '--name', name, '--listen', listen, '--json'];
@@ -57,6 +65,7 @@ export class LabCloudlet {
           VIPER_JOIN_TOKEN: (await joining.viper.createJoinToken({ body: {} })).token,
         })
       : await runProgram(['init', ...common]);
+    await writeFile(path.join(directory, 'config.json'), JSON.stringify({ listen, ...config }));
     const cloudlet = new LabCloudlet(directory, made, await readFile(made.caFile, 'utf8'));
     await cloudlet.start();
     return cloudlet;
@@ -121,8 +130,8 @@ export class LabFleet implements AsyncDisposable {
   }
 
   /** The first cloudlet founds the fleet, each further one joins it. */
-  async add(name: string): Promise<LabCloudlet> {
-    const cloudlet = await LabCloudlet.make(this.root, name, this.cloudlets[0]);
+  async add(name: string, config?: object): Promise<LabCloudlet> {
+    const cloudlet = await LabCloudlet.make(this.root, name, this.cloudlets[0], config);
     this.cloudlets.push(cloudlet);
     return cloudlet;
   }
