@@ -22,6 +22,7 @@ import { Engine, type Journal } from './engine.ts';
 import {
   closeDisk,
   listenForMemory,
+  listenForRecovery,
   lookAt,
   serveDisk,
   stopListening,
@@ -66,7 +67,9 @@ export class DestinationMigration {
   readonly #retry: NodeJS.Timeout;
   readonly #abort = new AbortController();
   readonly #streams = new Set<Duplex>();
-  #ticket: { ticket: Ticket; expiry: NodeJS.Timeout } | undefined;
+  #ticket: { ticket: Ticket; expiry: NodeJS.Timeout | undefined } | undefined;
+  /** Post-copy waits for a source that comes back. */
+  #isPaused = false;
   #sessions = { disk: 0, memory: 0 };
   #machine: Machine | null;
   #stopped = false;
@@ -89,7 +92,10 @@ export class DestinationMigration {
       },
       onFailure: surroundings.onFailure,
     });
-    this.#retry = setInterval(() => this.#tell({ name: 'retry' }), retryMs);
+    this.#retry = setInterval(() => {
+      this.#tell({ name: 'retry' });
+      if (this.#isPaused) this.#askForPages();
+    }, retryMs);
     if (machine) this.#watchEnd(machine);
   }
 
@@ -118,12 +124,14 @@ export class DestinationMigration {
    */
   accept(purpose: SessionPurpose, secret: string, stream: Duplex): void {
     const most = purpose === 'disk' ? Number(this.#options.storage === 'copied') : 1 + this.#options.channels;
-    if (!this.#isTicket(secret) || this.state.name !== 'waiting' || this.#sessions[purpose] >= most) {
+    const isAwaited = this.state.name === 'waiting' || this.#isPaused;
+    if (!this.#isTicket(secret) || !isAwaited || this.#sessions[purpose] >= most) {
       throw new AppError('forbidden', `The ticket is not good for a ${purpose} session`, {
         wanted: 'ticket',
       });
     }
     this.#sessions[purpose] += 1;
+    this.#isPaused = false;
     clearTimeout(this.#ticket!.expiry);
     this.#streams.add(stream);
     stream.once('close', () => this.#streams.delete(stream));
@@ -225,11 +233,8 @@ export class DestinationMigration {
         problems: [{ ...problem, ...(details.field ? { field: String(details.field) } : {}) }],
       };
     }
-    const ticket: Ticket = {
-      secret: randomBytes(32).toString('hex'),
-      expiresAt: new Date(Date.now() + this.#ticketMs).toISOString(),
-    };
-    this.#ticket = { ticket, expiry: setTimeout(() => this.#tell({ name: 'expired' }), this.#ticketMs) };
+    const expiry = setTimeout(() => this.#tell({ name: 'expired' }), this.#ticketMs);
+    this.#ticket = { ticket: this.#newTicket(), expiry };
     return { name: 'made' };
   }
 
@@ -276,10 +281,32 @@ export class DestinationMigration {
   }
 
   #watchCompletion(): void {
-    waitUntilComplete(this.#machine!.qmp, this.#abort.signal).then(
+    const { qmp } = this.#machine!;
+    waitUntilComplete(qmp, { signal: this.#abort.signal, whenPaused: () => this.#beginRecovery() }).then(
       () => this.#tell({ name: 'completed' }),
       () => {},
     );
+  }
+
+  /** The stream of pages was lost: a new one may come, with a ticket of its own. */
+  async #beginRecovery(): Promise<void> {
+    for (const stream of this.#streams) stream.destroy();
+    const socketPath = this.#socket('memory');
+    await rm(socketPath, { force: true });
+    await listenForRecovery(this.#machine!.qmp, socketPath);
+    this.#sessions.memory = 0;
+    this.#ticket = { ticket: this.#newTicket(), expiry: undefined };
+    this.#isPaused = true;
+    this.#askForPages();
+  }
+
+  #askForPages(): void {
+    if (this.#ticket) void this.#send({ name: 'recover', ticket: this.#ticket.ticket });
+  }
+
+  #newTicket(): Ticket {
+    const expiresAt = new Date(Date.now() + this.#ticketMs).toISOString();
+    return { secret: randomBytes(32).toString('hex'), expiresAt };
   }
 
   async #look(): Promise<{ found: Found; complete: boolean }> {

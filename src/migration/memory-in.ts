@@ -75,13 +75,26 @@ export async function waitUntilLoaded(
   }
 }
 
-/** Resolves when no page is missing any more. */
-export async function waitUntilComplete(qmp: QmpConnection, signal: AbortSignal): Promise<void> {
+/** Resolves when no page is missing any more; `whenPaused` runs each time that the stream of pages was lost. */
+export async function waitUntilComplete(
+  qmp: QmpConnection,
+  options: { signal: AbortSignal; whenPaused: () => Promise<void> },
+): Promise<void> {
+  const { signal, whenPaused } = options;
+  let wasPaused = false;
   for (;;) {
     const { status } = await qmp.execute('query-migrate', undefined, { signal });
     if (status === 'completed') return;
+    const isPaused = status === 'postcopy-paused';
+    if (isPaused && !wasPaused) await whenPaused();
+    wasPaused = isPaused;
     await delay(20, signal);
   }
+}
+
+/** QEMU listens for a source that comes back with the missing pages. */
+export async function listenForRecovery(qmp: QmpConnection, socketPath: string): Promise<void> {
+  await qmp.execute('migrate-recover', { uri: `unix:${socketPath}` });
 }
 
 export interface Loading {

@@ -85,6 +85,29 @@ export async function letGo(qmp: QmpConnection): Promise<void> {
   if (status === 'pre-switchover') await qmp.execute('migrate-continue', { state: 'pre-switchover' });
 }
 
+/** Sends what is missing at the destination through a new socket; a stream that is only half dead is given up. */
+export async function resumePostcopy(
+  qmp: QmpConnection,
+  options: { socketPath: string; signal: AbortSignal },
+): Promise<void> {
+  const { socketPath, signal } = options;
+  for (;;) {
+    const { status } = await qmp.execute('query-migrate', undefined, { signal });
+    if (status === 'postcopy-paused') break;
+    if (status !== 'postcopy-active' && status !== 'postcopy-recover') return;
+    // It may notice the loss by itself in between.
+    await qmp.execute('migrate-pause', undefined, { signal }).catch(() => {});
+    await delay(20, signal);
+  }
+  await qmp.execute('migrate', { uri: `unix:${socketPath}`, resume: true }, { signal });
+}
+
+/** A QEMU that began post-copy never lets go of it: neither a cancel nor `cont` is taken (seen on 10.0.2). */
+export async function isBoundToPostcopy(qmp: QmpConnection): Promise<boolean> {
+  const { status } = await qmp.execute('query-migrate');
+  return status?.startsWith('postcopy-') ?? false;
+}
+
 /** New limits for a migration at work. */
 export async function setLimits(qmp: QmpConnection, limits: MigrationLimits): Promise<void> {
   const { downtimeMs, bandwidthBps } = limits;
@@ -102,7 +125,6 @@ export async function dropMemoryOut(qmp: QmpConnection, signal: AbortSignal): Pr
   for (;;) {
     const { status } = await qmp.execute('query-migrate', undefined, { signal });
     if (isAtRest(status)) break;
-    // In post-copy there is no cancel; a paused one it ends all the same from QEMU 10 on.
     if (status !== 'cancelling') await qmp.execute('migrate_cancel', undefined, { signal });
     await delay(2, signal);
   }

@@ -19,6 +19,7 @@
  *             <------------------------- rejected         will never run it: only now may the source take it back
  *             <------------------------- ask              what became of it? Answered by commit, abort or done
  *     pages-lost ------------------------------------->   post-copy cannot end: the VM has crashed there
+ *             <------------------------- recover {ticket} post-copy lost its session: come with a new one
  *             <------------------------- unknown          a commit for a migration without a record: for a human
  *
  * Every message may be lost, repeated or late; both sides repeat until answered. The higher epoch wins.
@@ -52,6 +53,7 @@ export type ToSource =
   | { name: 'refused'; problems: Problem[] }
   | { name: 'running'; epoch: number; complete: boolean }
   | { name: 'rejected'; reason: string }
+  | { name: 'recover'; ticket: Ticket }
   | { name: 'gone' }
   | { name: 'ask' }
   | { name: 'unknown' };

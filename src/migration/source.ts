@@ -15,7 +15,15 @@ import type {
 import type { Machine } from '../vm/machine.ts';
 import { type Door, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
-import { dropMemoryOut, letGo, sendMemory, setLimits, unlimitedBytesPerSecond } from './memory-out.ts';
+import {
+  dropMemoryOut,
+  isBoundToPostcopy,
+  letGo,
+  resumePostcopy,
+  sendMemory,
+  setLimits,
+  unlimitedBytesPerSecond,
+} from './memory-out.ts';
 import { dropMirror, finishMirror, setMirrorSpeed, startMirror, waitUntilMirrored } from './mirror.ts';
 import { ProgressTracker } from './progress.ts';
 import type { Ticket, ToDestination, ToSource } from './protocol.ts';
@@ -67,6 +75,7 @@ export class SourceMigration {
   #options: MigrationOptions;
   #doors: Door[] = [];
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
+  #isRecovering = false;
   #stopped = false;
 
   constructor({ vm, options, state, machine, surroundings, retryMs = 1000 }: SourceMigrationOptions) {
@@ -132,6 +141,7 @@ export class SourceMigration {
   /** Takes a message of the destination. */
   async receive(message: ToSource): Promise<void> {
     if (message.name === 'running') this.#tracker.resumed();
+    if (message.name === 'recover') return this.#recover(message.ticket);
     await this.#engine.dispatch(message);
   }
 
@@ -194,9 +204,14 @@ export class SourceMigration {
         await this.#returnToNormal();
         return { name: 'undone' };
       case 'take-back':
-        await this.#returnToNormal();
+        await this.#takeBack();
         return { name: 'taken-back' };
       case 'serve':
+        // The destination asks for a new session when it misses the old one; here is only to look.
+        await this.#orReport(async () =>
+          this.#tracker.memory(await this.#machine!.qmp.execute('query-migrate')),
+        );
+        this.#report();
         return undefined;
       case 'discard':
         await this.#leave();
@@ -284,6 +299,37 @@ export class SourceMigration {
       await this.#orReport(() => dropMirror(machine.qmp, signal));
     }
     await this.#closeDoors();
+  }
+
+  async #takeBack(): Promise<void> {
+    const machine = this.#machine;
+    const isReady = machine?.qmp.state === 'ready';
+    if (isReady && (await isBoundToPostcopy(machine.qmp).catch(() => false))) {
+      await this.#closeDoors();
+      await machine.kill();
+      this.#around.tellOperator(
+        'The destination could not load the VM in post-copy, and QEMU cannot take a post-copy back: ' +
+          'the VM has crashed at the source and can be started from its disk',
+      );
+      return;
+    }
+    await this.#returnToNormal();
+  }
+
+  /** Post-copy goes on over a new session; the destination repeats its wish until it does. */
+  async #recover(ticket: Ticket): Promise<void> {
+    const machine = this.#machine;
+    if (!machine || this.state.name !== 'serving' || this.#isRecovering) return;
+    this.#isRecovering = true;
+    const signal = AbortSignal.timeout(undoTimeoutMs);
+    try {
+      await this.#closeDoors();
+      const socketPath = join(dirname(machine.paths.qmp), 'to-memory.sock');
+      this.#doors.push(await openDoor(socketPath, () => this.#around.openSession('memory', ticket, signal)));
+      await resumePostcopy(machine.qmp, { socketPath, signal });
+    } finally {
+      this.#isRecovering = false;
+    }
   }
 
   async #leave(): Promise<void> {

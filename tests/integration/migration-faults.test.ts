@@ -25,7 +25,9 @@ test('a migration cancelled in any phase leaves the VM running and nothing at th
     const askedAt = performance.now();
     await pair.source.cancel();
     assert.deepEqual(await machine.status(), { running: true, state: 'running' });
-    context.diagnostic(`${phase}: the VM runs ${Math.round(performance.now() - askedAt)} ms after the cancel`);
+    context.diagnostic(
+      `${phase}: the VM runs ${Math.round(performance.now() - askedAt)} ms after the cancel`,
+    );
     const state = await pair.source.waitUntilOver();
     assert.equal(state.name === 'ended' && state.ending.code, 'cancelled');
     await pair.untilDestination('absent');
@@ -55,32 +57,59 @@ test('a destination QEMU that is killed before the commit costs nothing but the 
   }
 });
 
-for (const mode of ['precopy', 'postcopy'] as const) {
-  test(`a destination that cannot load the VM in ${mode} rejects it, and the source takes it back`, async () => {
-    await using lab = await Lab.make();
-    const machine = await lab.boot(lab.a);
-    await startCheckers(machine);
-    const pair = await lab.migration(lab.a, lab.b, machine, { mode });
-    pair.beforeDelivery = async (message) => {
-      if (message.name === 'commit') await pair.destination.machine?.kill();
-    };
-    await pair.source.start();
-    const state = await pair.source.waitUntilOver();
-    assert.equal(state.name === 'ended' && state.ending.code, 'rejected');
-    assert.equal(state.epoch, 3);
-    await pair.untilDestination('absent');
-    assert.deepEqual(pair.told, []);
-    assert.deepEqual(await machine.status(), { running: true, state: 'running' });
-    await checked(machine);
-    await assertNothingLeft(machine, lab.a);
-    // And it can still move.
-    const again = await lab.migration(lab.a, lab.b, machine, { epoch: 3 });
-    await again.source.start();
-    assert.equal((await again.source.waitUntilOver()).name, 'moved');
-    await again.untilDestination('settled');
-    await checked(again.destination.machine!);
-  });
-}
+test('a destination that cannot load the VM rejects it, and the source takes it back', async () => {
+  await using lab = await Lab.make();
+  const machine = await lab.boot(lab.a);
+  await startCheckers(machine);
+  const pair = await lab.migration(lab.a, lab.b, machine);
+  pair.beforeDelivery = async (message) => {
+    if (message.name === 'commit') await pair.destination.machine?.kill();
+  };
+  await pair.source.start();
+  const state = await pair.source.waitUntilOver();
+  assert.equal(state.name === 'ended' && state.ending.code, 'rejected');
+  assert.equal(state.epoch, 3);
+  await pair.untilDestination('absent');
+  assert.deepEqual(pair.told, []);
+  assert.deepEqual(await machine.status(), { running: true, state: 'running' });
+  await checked(machine);
+  await assertNothingLeft(machine, lab.a);
+  // And it can still move.
+  const again = await lab.migration(lab.a, lab.b, machine, { epoch: 3 });
+  await again.source.start();
+  assert.equal((await again.source.waitUntilOver()).name, 'moved');
+  await again.untilDestination('settled');
+  await checked(again.destination.machine!);
+});
+
+test('a post-copy that the destination cannot load ends with a crashed VM at the source and word of it', async () => {
+  await using lab = await Lab.make();
+  const machine = await lab.boot(lab.a);
+  const pair = await lab.migration(lab.a, lab.b, machine, { mode: 'postcopy' });
+  pair.beforeDelivery = async (message) => {
+    if (message.name === 'commit') await pair.destination.machine?.kill();
+  };
+  await pair.source.start();
+  assert.equal((await pair.source.waitUntilOver()).name, 'ended');
+  await pair.untilDestination('absent');
+  assert.ok(!(await isAlive(machine.process)) && existsSync(lab.a.directory) && !existsSync(lab.b.directory));
+  assert.match(pair.told.join(), /crashed at the source and can be started from its disk/);
+});
+
+test('a post-copy that loses its session goes on over a new one', async () => {
+  await using lab = await Lab.make();
+  const machine = await lab.boot(lab.a);
+  await startCheckers(machine);
+  const pair = await lab.migration(lab.a, lab.b, machine, { mode: 'postcopy', ...slow });
+  await pair.source.start();
+  await pair.source.waitFor(({ name }) => name === 'serving');
+  pair.cutSessions();
+  await pair.untilRecovered;
+  assert.equal((await pair.source.waitUntilOver()).name, 'moved');
+  await pair.untilDestination('settled');
+  await checked(pair.destination.machine!);
+  await assertNothingLeft(pair.destination.machine!, lab.b);
+});
 
 test('a source QEMU that is killed before the commit leaves nothing at the destination', async () => {
   await using lab = await Lab.make();

@@ -17,12 +17,17 @@ import type { Problem, ToDestination, ToSource } from '../../src/migration/proto
 import { type SessionPurpose, SourceMigration } from '../../src/migration/source.ts';
 import { plannedSource, type SourceState } from '../../src/migration/source-machine.ts';
 import { newId } from '../../src/model/ids.ts';
-import type { MigrationOptions, MigrationPhase, MigrationProgress, VmToMove } from '../../src/model/migration.ts';
+import type {
+  MigrationOptions,
+  MigrationPhase,
+  MigrationProgress,
+  VmToMove,
+} from '../../src/model/migration.ts';
 import { MiB } from '../../src/model/units.ts';
 import type { VmSpec } from '../../src/model/vm.ts';
 import { createDisk, diskUsage } from '../../src/vm/disks.ts';
 import { Machine } from '../../src/vm/machine.ts';
-import { findQemu } from '../../src/vm/process.ts';
+import { findQemu, killProcess, waitUntilGone } from '../../src/vm/process.ts';
 
 const image = guestImage('tiny');
 
@@ -99,8 +104,9 @@ export class Lab implements AsyncDisposable {
       incoming,
     });
     this.#made.defer(async () => {
-      await machine.kill();
       machine.detach();
+      await killProcess(machine.process);
+      await waitUntilGone(machine.process);
     });
     return machine;
   }
@@ -174,6 +180,9 @@ export class Pair {
   /** Runs before a message is delivered. */
   beforeDelivery: (message: ToDestination | ToSource) => Promise<void> = async () => {};
   readonly crashed: Promise<void>;
+  /** The destination has asked for a new session. */
+  readonly untilRecovered: Promise<void>;
+  readonly #recovered = Promise.withResolvers<void>();
   readonly #crashed = Promise.withResolvers<void>();
   #crashAt: { side: 'source' | 'destination'; name: string } | undefined;
   readonly #streams = new Set<Duplex>();
@@ -184,6 +193,7 @@ export class Pair {
     this.#lab = lab;
     this.#facts = facts;
     this.crashed = this.#crashed.promise;
+    this.untilRecovered = this.#recovered.promise;
     this.sourceMachine = facts.machine;
     this.source = this.#makeSource(plannedSource(facts.wanted.epoch ?? 1));
     this.destination = this.#makeDestination({ name: 'absent' }, null);
@@ -214,6 +224,11 @@ export class Pair {
       this.destination = this.#makeDestination(this.destinationJournal.at(-1)!, machine);
       await this.destination.restart();
     }
+  }
+
+  /** Every session between the two ends for good; messages still pass. */
+  cutSessions(): void {
+    for (const stream of this.#streams) stream.destroy();
   }
 
   async untilPhase(phase: MigrationPhase): Promise<void> {
@@ -289,6 +304,7 @@ export class Pair {
     message: Message,
     receive: (message: Message) => Promise<void>,
   ): Promise<void> {
+    if (message.name === 'recover') this.#recovered.resolve();
     const copy = JSON.parse(JSON.stringify(message)) as Message;
     const deliver = async () => {
       await this.beforeDelivery(copy);
