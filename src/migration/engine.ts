@@ -20,7 +20,7 @@ export interface EngineOptions<State, Event, Effect> {
   perform: (effect: Effect) => Promise<Event | undefined>;
   /** After the journal has it, before its effects. */
   onState?: (state: State) => void;
-  /** A bug, or a journal that cannot be written: the machine stands still from then on. */
+  /** An effect has a bug: the machine stands still from then on. */
   onFailure: (error: AppError) => void;
 }
 
@@ -43,7 +43,8 @@ export class Engine<State extends { name: string }, Event extends { name: string
 
   /**
    * Takes the event in its turn; resolves when its effects are done. A refusal is `wrong_state` with the machine's
-   * own name for it in `details.refused`.
+   * own name for it in `details.refused`. If the journal cannot be written, its error comes out and the event was
+   * not taken: it may come again.
    */
   dispatch(event: Event): Promise<void> {
     const turn = this.#last.then(() => this.#take(event));
@@ -72,6 +73,7 @@ export class Engine<State extends { name: string }, Event extends { name: string
       if (this.#failure) throw this.#failure;
       const answer: Next<State, Effect> | Refused = this.#options.transition(this.#state, event);
       if (isRefused(answer)) throw refusal(this.#state, event, answer);
+      if (answer.state !== this.#state) await this.#options.journal.append(answer.state);
       try {
         event = await this.#go(answer);
       } catch (error) {
@@ -82,7 +84,6 @@ export class Engine<State extends { name: string }, Event extends { name: string
   }
 
   async #go({ state, effects }: Next<State, Effect>): Promise<Event | undefined> {
-    if (state !== this.#state) await this.#options.journal.append(state);
     this.#state = state;
     this.#options.onState?.(state);
     for (const waiter of this.#waiters) {

@@ -170,11 +170,15 @@ function throwIfOver(info: MigrationInfo): void {
   throw new AppError('qemu_failed', `QEMU could not send the memory of the VM: ${output}`, { output });
 }
 
-/** A pause that the next event of the migration cuts short. */
+/** A pause that the next word of QEMU about its migration cuts short. */
 async function nextEvent(qmp: QmpConnection, ms: number, signal: AbortSignal): Promise<void> {
-  await qmp
-    .waitForEvent('MIGRATION', () => true, { timeoutMs: ms, signal })
-    .catch((error) => {
-      if (!(error instanceof AppError) || error.code !== 'timeout') throw error;
-    });
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const unsubscribe = qmp.onEvent(({ name }) => {
+    if (name === 'MIGRATION' || name === 'MIGRATION_PASS') resolve();
+  });
+  try {
+    await Promise.race([promise, delay(ms, signal)]);
+  } finally {
+    unsubscribe();
+  }
 }

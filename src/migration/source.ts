@@ -12,6 +12,7 @@ import type {
   MigrationResult,
   VmToMove,
 } from '../model/migration.ts';
+import { delay } from '../qmp/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import { type Door, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
@@ -63,6 +64,7 @@ export interface SourceMigrationOptions {
 }
 
 const undoTimeoutMs = 30_000;
+const journalRetryMs = 1000;
 
 export class SourceMigration {
   readonly #vm: VmToMove;
@@ -227,18 +229,32 @@ export class SourceMigration {
     await this.#around.send(message).catch(() => {});
   }
 
-  /** Runs beside the engine, which stays free for a cancel. */
+  /** Runs beside the engine, which stays free for a cancel. `done` waits for the copy alone, as the undo does. */
   #beginCopy(ticket: Ticket): void {
     const abort = new AbortController();
-    const work = async (): Promise<void> => {
+    const copied = this.#copyAll(ticket, abort.signal);
+    const done = copied.catch(() => {});
+    this.#copy = { abort, done };
+    copied
+      .then(() => this.#engine.dispatch({ name: 'release' }))
+      .catch((error) => this.#reportFailure(asAppError(error).message, abort.signal))
+      // Cancelled, by a user or by the end of the daemon.
+      .catch(() => {});
+  }
+
+  /**
+   * Repeats itself while the journal cannot be written, for the VM may stand still: whether a release reached the
+   * disk is not known then, and only a later word in the journal makes it safe to let the VM run.
+   */
+  async #reportFailure(message: string, signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
       try {
-        await this.#copyAll(ticket, abort.signal);
-        this.#tell({ name: 'release' });
+        return await this.#engine.dispatch({ name: 'failed', message });
       } catch (error) {
-        if (!abort.signal.aborted) this.#tell({ name: 'failed', message: asAppError(error).message });
+        this.#around.tellOperator(`The migration cannot be undone yet: ${asAppError(error).message}`);
+        await delay(journalRetryMs, signal);
       }
-    };
-    this.#copy = { abort, done: work() };
+    }
   }
 
   async #copyAll(ticket: Ticket, signal: AbortSignal): Promise<void> {

@@ -59,10 +59,13 @@ export class Lab implements AsyncDisposable {
   readonly #made: AsyncDisposableStack;
   readonly a: Site;
   readonly b: Site;
+  /** Seen by both. */
+  readonly shared: string;
 
   private constructor(root: string, made: AsyncDisposableStack) {
     this.#made = made;
     this.a = { name: 'a', directory: join(root, 'a') };
+    this.shared = root;
     this.b = { name: 'b', directory: join(root, 'b') };
   }
 
@@ -366,6 +369,15 @@ export async function startCheckers(machine: Machine): Promise<void> {
   await inGuest(machine, start, checker);
   // Once round, so that every block is checked from now on.
   await checked(machine, { memory: 24, disk: 12 });
+}
+
+/** From now on the guest rewrites 8 MiB of its memory whenever it has nothing better to do. */
+export async function startWriting(machine: Machine): Promise<void> {
+  const write = 'while :; do dd if=/dev/shm/random of=/dev/shm/hot bs=1M conv=notrunc; done';
+  await inGuest(
+    machine,
+    `head -c 8388608 /dev/urandom >/dev/shm/random; setsid nice -n 19 sh -c '${write}' </dev/null >/dev/null 2>&1 &`,
+  );
 }
 
 /** Waits until the guest has checked that many more blocks, and that none was corrupt. */

@@ -1,0 +1,27 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { MiB } from '../model/units.ts';
+import { isTimeForPostcopy, type Round } from './memory-policy.ts';
+
+const rounds = (...remainingMiB: number[]): Round[] =>
+  remainingMiB.map((mib, index) => ({ number: index + 1, remainingBytes: mib * MiB }));
+
+test('pre-copy never goes over to post-copy, and post-copy does with its first round', () => {
+  assert.equal(isTimeForPostcopy('precopy', rounds(100, 100, 100, 100, 100)), false);
+  assert.equal(isTimeForPostcopy('postcopy', []), false);
+  assert.equal(isTimeForPostcopy('postcopy', rounds(100)), true);
+});
+
+test('a hybrid goes over after two whole rounds', () => {
+  assert.equal(isTimeForPostcopy('hybrid', rounds(100, 50)), false);
+  assert.equal(isTimeForPostcopy('hybrid', rounds(100, 50, 25)), true);
+});
+
+test('auto stays with pre-copy as long as rounds shrink the work', () => {
+  assert.equal(isTimeForPostcopy('auto', rounds(1000, 500, 250, 125, 62)), false);
+});
+
+test('auto goes over when two rounds in a row hardly shrink it, but not for one burst', () => {
+  assert.equal(isTimeForPostcopy('auto', rounds(1000, 300, 290, 120)), false);
+  assert.equal(isTimeForPostcopy('auto', rounds(1000, 300, 290, 280)), true);
+});
