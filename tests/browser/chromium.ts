@@ -8,12 +8,16 @@ import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import { type Browser, chromium } from 'playwright-core';
+import { chromium, type Page } from 'playwright-core';
 
 const [browser, certutil] = ['/usr/bin/chromium', '/usr/bin/certutil'];
 
+/** Long enough for a machine that has much else to do; nothing waits so long unless it fails. */
+const patienceMs = 100_000;
+
 export interface OpenBrowser extends AsyncDisposable {
-  browser: Browser;
+  /** An empty page that shares nothing with the other pages: no cookies, no cache. */
+  newPage(): Promise<Page>;
 }
 
 /** `caFile`: the certificate of the fleet's CA, PEM. */
@@ -34,10 +38,18 @@ export async function openChromium(caFile: string): Promise<OpenBrowser> {
     // As root, Chromium has no sandbox; it opens no pages but ours. The other flags keep it off the network.
     chromiumSandbox: false,
     args: ['--disable-gpu', '--disable-quic', '--disable-sync'],
+    timeout: patienceMs,
   });
   made.defer(() => opened.close());
   const owned = made.move();
-  return { browser: opened, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  return {
+    async newPage() {
+      const page = await opened.newPage();
+      page.setDefaultTimeout(patienceMs);
+      return page;
+    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
 }
 
 /** Chromium on Linux reads the authorities that a user trusts from this database of NSS. */

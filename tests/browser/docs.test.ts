@@ -6,7 +6,7 @@ import { endpoints } from '../../src/contract/endpoints.ts';
 import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { openChromium } from './chromium.ts';
 
-const options = { timeout: 120_000 };
+const options = { timeout: 180_000 };
 const resources = new AsyncDisposableStack();
 let edge: LabCloudlet;
 let page: Page;
@@ -18,8 +18,7 @@ const origins = new Set<string>();
 before(async () => {
   const fleet = resources.use(await LabFleet.create());
   edge = await fleet.add('edge1');
-  const { browser } = resources.use(await openChromium(edge.caFile));
-  page = await browser.newPage();
+  page = await resources.use(await openChromium(edge.caFile)).newPage();
   page.on('pageerror', (error) => complaints.push(String(error)));
   page.on('console', (message) => {
     if (['error', 'warning'].includes(message.type()))

@@ -8,7 +8,7 @@ import { after, before, test } from 'node:test';
 import type { Page } from 'playwright-core';
 import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { MiB } from '../../src/model/units.ts';
-import { openChromium } from './chromium.ts';
+import { type OpenBrowser, openChromium } from './chromium.ts';
 import type {} from './page.ts';
 import { bundlePage, type Site, serveSite } from './web-page.ts';
 
@@ -28,9 +28,10 @@ const answerer = [
   ...[0xeb, 0xef], //             jmp start
 ];
 
-const options = { timeout: 120_000 };
+const options = { timeout: 180_000 };
 const resources = new AsyncDisposableStack();
 let edge: LabCloudlet;
+let browser: OpenBrowser;
 let page: Page;
 let stranger: Site;
 const problems: string[] = [];
@@ -41,7 +42,7 @@ before(async () => {
   stranger = resources.use(await serveSite(script));
   const fleet = resources.use(await LabFleet.create());
   edge = await fleet.add('edge1', { corsOrigins: [site.origin] });
-  const { browser } = resources.use(await openChromium(edge.caFile));
+  browser = resources.use(await openChromium(edge.caFile));
   page = await browser.newPage();
   page.on('pageerror', (error) => problems.push(String(error)));
   await page.goto(site.origin);
@@ -207,8 +208,7 @@ test('the events of a page go on after a restart of the daemon', options, async 
 });
 
 test('a page of an origin that the cloudlet does not allow reaches nothing', options, async () => {
-  const context = await page.context().browser()!.newContext();
-  const other = await context.newPage();
+  const other = await browser.newPage();
   const console: string[] = [];
   other.on('console', (message) => console.push(message.text()));
   await other.goto(stranger.origin);
@@ -229,7 +229,7 @@ test('a page of an origin that the cloudlet does not allow reaches nothing', opt
   for (const { code, message } of refusals) assert.equal(code, 'unreachable', message);
   const blocked = console.filter((text) => text.includes('blocked by CORS policy'));
   assert.equal(blocked.length, refusals.length, console.join('\n'));
-  await context.close();
+  await other.close();
 });
 
 test('no error stayed uncaught in the page', () => {
