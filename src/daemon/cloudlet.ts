@@ -30,6 +30,7 @@ import { recoverVms } from './vms/recovery.ts';
 import { VmRegistry } from './vms/registry.ts';
 import { Runner } from './vms/runner.ts';
 import { VmService } from './vms/service.ts';
+import { VmWatch } from './vms/watch.ts';
 
 export interface OpenOptions {
   /** The state directory, made by `viper init` or `viper join`. */
@@ -59,6 +60,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly openApi: string = JSON.stringify(openApiDocument({ version }));
   readonly #store: Store;
   readonly #registry: VmRegistry;
+  readonly #watch: VmWatch;
   readonly #runner: Runner;
   readonly #paths: Paths;
   readonly #taps: Taps;
@@ -128,9 +130,11 @@ export class Cloudlet implements AsyncDisposable {
       store,
       usersOf: (id) => this.#registry.startingFrom(id),
     });
+    this.#watch = new VmWatch({ ...parts_, registry: this.#registry, log, closing: this.closing });
     this.vms = new VmService({
       ...parts_,
       registry: this.#registry,
+      watch: this.#watch,
       snapshots: this.snapshots,
       refuseIfDraining: () => this.drain.refuseIfDraining(),
       metrics: this.metrics,
@@ -180,7 +184,7 @@ export class Cloudlet implements AsyncDisposable {
     await this.images.recover();
     await recoverVms({
       registry: this.#registry,
-      vms: this.vms,
+      watch: this.#watch,
       runner: this.#runner,
       paths,
       knowsSnapshot: (id) => this.#store.snapshots.get(id) !== undefined,
@@ -225,7 +229,7 @@ export class Cloudlet implements AsyncDisposable {
     this.#closing.abort();
     await this.operations.close();
     await this.migrations.close();
-    this.vms.detach();
+    this.#watch.detach();
     await this.fleet.close();
     this.events.close();
     this.#store.close();

@@ -4,8 +4,8 @@
  *   record says          QEMU runs                      QEMU is gone
  *   creating, deleting   ended; nothing of it is kept   nothing of it is kept
  *   starting             ended; stopped                 stopped
- *   running, paused,     taken over, as QEMU says       crashed, or stopped if that had been asked for
- *   stopping
+ *   running, paused,     taken over, as QEMU says;      crashed, or stopped if that had been asked for
+ *   stopping             asked again if it is silent
  *   stopped, crashed     (cannot be)                    as it is
  *   migrating, arriving  taken hold of                  left to its migration
  *
@@ -15,17 +15,15 @@
 import { readdir, rm } from 'node:fs/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Uuid } from '../../model/ids.ts';
-import type { VmExit } from '../../model/vm.ts';
 import { Machine } from '../../vm/machine.ts';
-import { findQemu, killProcess, waitUntilGone } from '../../vm/process.ts';
 import type { Paths } from '../paths.ts';
 import type { Managed, VmRegistry } from './registry.ts';
 import type { Runner } from './runner.ts';
-import type { VmService } from './service.ts';
+import type { VmWatch } from './watch.ts';
 
 export interface RecoveryOptions {
   registry: VmRegistry;
-  vms: VmService;
+  watch: VmWatch;
   runner: Runner;
   paths: Paths;
   knowsSnapshot: (id: Uuid) => boolean;
@@ -34,12 +32,13 @@ export interface RecoveryOptions {
 
 export async function recoverVms(options: RecoveryOptions): Promise<void> {
   const { registry, runner, paths, knowsSnapshot, log } = options;
-  for (const managed of registry.all()) await recover(managed, options);
+  // At once: one QEMU that does not answer must not hold up the others.
+  await Promise.all(registry.all().map((managed) => recover(managed, options)));
   const known = new Set(registry.all().map(({ record }) => record.id));
   for (const id of await listIfThere(paths.vms)) {
     if (known.has(id)) continue;
     log.warn({ vmId: id }, 'removing what is left of a VM that no record knows');
-    await endQemu(id);
+    await runner.end(id);
     await runner.discard(id);
   }
   for (const id of await listIfThere(paths.snapshots)) {
@@ -49,7 +48,7 @@ export async function recoverVms(options: RecoveryOptions): Promise<void> {
 }
 
 async function recover(managed: Managed, options: RecoveryOptions): Promise<void> {
-  const { registry, vms, runner, paths, log } = options;
+  const { registry, watch, runner, paths, log } = options;
   const { record } = managed;
   const { id, state } = record;
   const fields = { vmId: id, name: record.name, state };
@@ -57,13 +56,13 @@ async function recover(managed: Managed, options: RecoveryOptions): Promise<void
     case 'creating':
     case 'deleting':
       log.warn(fields, 'removing a VM that was half made or half deleted');
-      await endQemu(id);
+      await runner.end(id);
       await runner.discard(id);
       registry.remove(managed);
       return;
     case 'starting':
       log.warn(fields, 'a start was interrupted');
-      await endQemu(id);
+      await runner.end(id);
       await runner.cleanUp(id);
       registry.update(managed, { state: 'stopped', process: undefined });
       return;
@@ -72,49 +71,18 @@ async function recover(managed: Managed, options: RecoveryOptions): Promise<void
       // Whose it is, its migration knows; here it is only taken hold of again.
       if (record.process) {
         const machine = await Machine.adopt({ id, directory: paths.vm(id), process: record.process });
-        if (machine) vms.attach(managed, machine);
+        if (machine) watch.attach(managed, machine);
       }
       return;
     case 'running':
     case 'paused':
-    case 'stopping': {
-      const machine = record.process
-        ? await Machine.adopt({ id, directory: paths.vm(id), process: record.process })
-        : null;
-      if (machine) {
-        vms.attach(managed, machine);
-        const { running } = await machine.status();
-        registry.update(managed, { state: running ? 'running' : 'paused' });
-        log.info({ ...fields, pid: machine.process.pid }, 'took over a running VM');
-        return;
-      }
-      log.warn(fields, 'a VM has ended while no daemon was watching');
-      await runner.cleanUp(id);
-      const exit: VmExit = {
-        reason: state === 'stopping' ? 'forced' : 'crashed',
-        at: new Date().toISOString(),
-        detail: 'QEMU ended while no daemon was watching; qemu.log in the directory of the VM may say why',
-      };
-      registry.update(managed, {
-        state: state === 'stopping' ? 'stopped' : 'crashed',
-        lastExit: exit,
-        process: undefined,
-        runningWith: undefined,
-      });
+    case 'stopping':
+      await watch.takeOver(managed);
       return;
-    }
     case 'stopped':
     case 'crashed':
       return;
   }
-}
-
-/** Ends the QEMU of this id, also one whose pid the daemon that died could not write down any more. */
-async function endQemu(id: Uuid): Promise<void> {
-  const process = await findQemu(id);
-  if (!process) return;
-  await killProcess(process);
-  await waitUntilGone(process, { timeoutMs: 10_000 });
 }
 
 const listIfThere = (directory: string): Promise<string[]> =>

@@ -49,6 +49,11 @@ export class VmRegistry {
     return [...this.#byId.values()];
   }
 
+  /** Whether it is still one of them. */
+  holds(managed: Managed): boolean {
+    return this.#byId.get(managed.record.id) === managed;
+  }
+
   /** By id or by name. */
   find(reference: string): Managed {
     const found = this.#byId.get(reference) ?? this.#byName.get(reference);
@@ -102,27 +107,42 @@ export class VmRegistry {
     this.#pages.clear();
   }
 
-  /** Refuses with what can be done now, unless the action fits the state and nobody is at work on the VM. */
+  /**
+   * Refuses with what can be done now, unless the action fits the state and nobody is at work on the VM. An action
+   * that needs QEMU then has it. Errors: `busy`, `wrong_state`, `qemu_failed` while QEMU does not answer.
+   */
   require(managed: Managed, action: VmAction): void {
-    const { record, operationId } = managed;
-    if (operationId && !isLook(action)) {
-      throw new AppError('busy', `Cannot ${action} VM '${record.name}': an operation is at work on it`, {
+    const { record, machine, operationId } = managed;
+    const { name, state, process } = record;
+    const allowed = this.#allowed(managed);
+    if (allowed.includes(action)) return;
+    if (operationId && !(machine && isLook(action))) {
+      throw new AppError('busy', `Cannot ${action} VM '${name}': an operation is at work on it`, {
         operationId,
-        state: record.state,
-        allowed: this.#allowed(managed),
+        state,
+        allowed,
       });
     }
-    if (isAllowed(action, record.state)) return;
-    throw new AppError(
-      'wrong_state',
-      `Cannot ${action} VM '${record.name}' while it is ${record.state}: wanted ${statesThatAllow(action).join(' or ')}`,
-      { action, state: record.state, wanted: statesThatAllow(action), allowed: this.#allowed(managed) },
-    );
+    if (!isAllowed(action, state)) {
+      const wanted = statesThatAllow(action);
+      throw new AppError(
+        'wrong_state',
+        `Cannot ${action} VM '${name}' while it is ${state}: wanted ${wanted.join(' or ')}`,
+        { action, state, wanted, allowed },
+      );
+    }
+    throw new AppError('qemu_failed', `Cannot ${action} VM '${name}': its QEMU does not answer`, {
+      pid: process?.pid,
+      state,
+      allowed,
+    });
   }
 
   #allowed({ record, machine, operationId }: Managed): VmAction[] {
     const allowed = allowedActions(record.state);
-    return operationId ? allowed.filter((action) => isLook(action) && machine) : allowed;
+    if (operationId) return machine ? allowed.filter(isLook) : [];
+    // A QEMU that an earlier daemon left and that does not answer can only be done away with.
+    return record.process && !machine ? allowed.filter((action) => action === 'delete') : allowed;
   }
 
   #tell({ id, name, lastExit }: VmRecord, what: VmState | 'deleted'): void {

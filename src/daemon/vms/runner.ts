@@ -16,6 +16,7 @@ import { imageFile } from '../../vm/images.ts';
 import { setLinks } from '../../vm/links.ts';
 import { Machine } from '../../vm/machine.ts';
 import { captureMemoryToFile, loadMemoryFromFile } from '../../vm/memory-file.ts';
+import { findQemu, killProcess, waitUntilGone } from '../../vm/process.ts';
 import { createSeed } from '../../vm/seed.ts';
 import { freeBytes } from '../../vm/space.ts';
 import type { Config } from '../config.ts';
@@ -47,6 +48,7 @@ const seedIn = (directory: string): string => path.join(directory, 'seed.iso');
 
 /** How long a guest just resumed from captured RAM may take until its agent answers again. */
 const agentAfterResumeMs = 30_000;
+const endTimeoutMs = 10_000;
 
 export class Runner {
   readonly #paths: Paths;
@@ -170,6 +172,19 @@ export class Runner {
     });
     await disk;
     return captured;
+  }
+
+  /** Ends the QEMU of a VM, also one whose pid the daemon that started it could not write down any more. */
+  async end(id: Uuid): Promise<void> {
+    const process = await findQemu(id);
+    if (!process) return;
+    await killProcess(process);
+    if (await waitUntilGone(process, { timeoutMs: endTimeoutMs })) return;
+    const { pid } = process;
+    throw new AppError('timeout', `QEMU (pid ${pid}) did not end within ${endTimeoutMs} ms of SIGKILL`, {
+      waitedFor: 'end of QEMU',
+      timeoutMs: endTimeoutMs,
+    });
   }
 
   /** Gives back what a VM used while it ran. */

@@ -10,7 +10,7 @@ import { AppError } from '../../model/errors.ts';
 import { newId } from '../../model/ids.ts';
 import type { Operation, OperationKind } from '../../model/operation.ts';
 import type { VmAction, VmState } from '../../model/states.ts';
-import type { VmExit, VmRecord, VmSpec } from '../../model/vm.ts';
+import type { VmRecord, VmSpec } from '../../model/vm.ts';
 import type { Console } from '../../vm/console.ts';
 import { copyDisk } from '../../vm/disks.ts';
 import type { Machine } from '../../vm/machine.ts';
@@ -27,9 +27,11 @@ import type { PageRequest } from '../store/index.ts';
 import { specFor, withNewIdentity } from './hardware.ts';
 import type { Managed, VmRegistry } from './registry.ts';
 import { type Captured, capturedIn, diskIn, type Runner } from './runner.ts';
+import type { VmWatch } from './watch.ts';
 
 export interface VmServiceOptions {
   registry: VmRegistry;
+  watch: VmWatch;
   runner: Runner;
   operations: Operations;
   images: ImageService;
@@ -46,6 +48,7 @@ type Start = 'boot' | { from: 'snapshot' | 'clone'; captured: Captured; identity
 
 export class VmService {
   readonly #registry: VmRegistry;
+  readonly #watch: VmWatch;
   readonly #runner: Runner;
   readonly #operations: Operations;
   readonly #images: ImageService;
@@ -57,6 +60,7 @@ export class VmService {
 
   constructor(options: VmServiceOptions) {
     this.#registry = options.registry;
+    this.#watch = options.watch;
     this.#runner = options.runner;
     this.#operations = options.operations;
     this.#images = options.images;
@@ -228,9 +232,13 @@ export class VmService {
     const managed = this.#registry.find(reference);
     this.#registry.require(managed, 'stop');
     const graceMs = request.force ? 0 : (request.graceMs ?? 30_000);
-    const undo = async () => this.#observe(managed);
+    const { state } = managed.record;
+    const undo = async () => {
+      this.#registry.update(managed, { state });
+      await this.#watch.observe(managed);
+    };
     return this.#operate(managed, 'vm.stop', { to: 'stopping', undo }, async ({ signal }) => {
-      await this.#ended(managed, await managed.machine!.stop({ graceMs, signal }));
+      await this.#watch.ended(managed, await managed.machine!.stop({ graceMs, signal }));
     });
   }
 
@@ -258,7 +266,7 @@ export class VmService {
     const managed = this.#registry.find(reference);
     this.#registry.require(managed, 'delete');
     const { state, name } = managed.record;
-    if (managed.machine && !force) {
+    if (managed.record.process && !force) {
       throw new AppError(
         'wrong_state',
         `Cannot delete VM '${name}' while it is ${state}: stop it first, or use force`,
@@ -279,13 +287,7 @@ export class VmService {
   #machineFor(reference: string, action: VmAction): Machine {
     const managed = this.#registry.find(reference);
     this.#registry.require(managed, action);
-    const { machine, operationId, record } = managed;
-    if (machine) return machine;
-    throw new AppError('busy', `Cannot ${action} VM '${record.name}': it has no QEMU yet`, {
-      operationId,
-      state: record.state,
-      allowed: [],
-    });
+    return managed.machine!;
   }
 
   /**
@@ -350,42 +352,13 @@ export class VmService {
 
   /** From now on the VM's state follows what its QEMU does. */
   attach(managed: Managed, machine: Machine): void {
-    managed.machine = machine;
-    machine.onStatus(() => {
-      if (!managed.operationId) void this.#observe(managed);
-    });
-    void machine.exited.then(async (exit) => {
-      // An operation at work on the VM may expect the end and deal with it; if not, it is dealt with afterwards.
-      if (managed.operationId) await this.#operations.wait(managed.operationId);
-      if (managed.machine === machine) await this.#ended(managed, exit);
-    });
-  }
-
-  /** Takes the state from QEMU: a guest can be paused by a full disk, too. */
-  async #observe(managed: Managed): Promise<void> {
-    const { machine } = managed;
-    if (!machine) return;
-    const status = await machine.status().catch(() => undefined);
-    if (status) this.#registry.update(managed, { state: status.running ? 'running' : 'paused' });
-    else await this.#ended(managed, await machine.exited);
-  }
-
-  /** QEMU is gone: what it used is given back, and why is kept. */
-  async #ended(managed: Managed, exit: VmExit): Promise<void> {
-    delete managed.machine;
-    await this.#runner.cleanUp(managed.record.id);
-    this.#registry.update(managed, {
-      state: exit.reason === 'crashed' ? 'crashed' : 'stopped',
-      lastExit: exit,
-      process: undefined,
-      runningWith: undefined,
-    });
+    this.#watch.attach(managed, machine);
   }
 
   /** A migration has ended and the VM is this cloudlet's: its state is what QEMU says. */
   async settle(managed: Managed, { epoch }: { epoch: number }): Promise<void> {
     this.#registry.update(managed, { epoch });
-    await this.#observe(managed);
+    await this.#watch.observe(managed);
   }
 
   /** Removes a VM that another cloudlet owns now, or never came; its QEMU has ended. */
@@ -395,15 +368,11 @@ export class VmService {
     this.#registry.remove(managed);
   }
 
-  /** Lets go of every QEMU; they run on. */
-  detach(): void {
-    for (const { machine } of this.#registry.all()) machine?.detach();
-  }
-
   /** Nothing is left of the VM: process, taps, files, record. */
   async #discard(managed: Managed): Promise<void> {
     const { machine, record } = managed;
-    await machine?.kill();
+    if (machine) await machine.kill();
+    else if (record.process) await this.#runner.end(record.id);
     delete managed.machine;
     await this.#runner.discard(record.id);
     this.#registry.remove(managed);

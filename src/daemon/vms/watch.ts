@@ -1,0 +1,130 @@
+/**
+ * Keeps the record of each VM true to its QEMU: takes over those of an earlier daemon, follows what they do, and
+ * notes their end. A QEMU that does not answer may still run its VM, so nothing is decided about it: it is asked
+ * again until it answers or has ended.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { FastifyBaseLogger } from 'fastify';
+import type { VmExit } from '../../model/vm.ts';
+import { Machine } from '../../vm/machine.ts';
+import type { Operations } from '../operations.ts';
+import type { Paths } from '../paths.ts';
+import type { Managed, VmRegistry } from './registry.ts';
+import type { Runner } from './runner.ts';
+
+const askAgainMs = 2_000;
+
+export interface VmWatchOptions {
+  registry: VmRegistry;
+  runner: Runner;
+  operations: Operations;
+  paths: Paths;
+  log: FastifyBaseLogger;
+  /** Ends the asking. */
+  closing: AbortSignal;
+}
+
+export class VmWatch {
+  readonly #options: VmWatchOptions;
+
+  constructor(options: VmWatchOptions) {
+    this.#options = options;
+  }
+
+  /** From now on the VM's state follows what its QEMU does. */
+  attach(managed: Managed, machine: Machine): void {
+    const { operations } = this.#options;
+    managed.machine = machine;
+    machine.onStatus(() => {
+      if (!managed.operationId) this.#inBackground(managed, this.observe(managed));
+    });
+    const end = async (): Promise<void> => {
+      const exit = await machine.exited;
+      // An operation at work on the VM may expect the end and deal with it; if not, it is dealt with afterwards.
+      if (managed.operationId) await operations.wait(managed.operationId);
+      if (managed.machine === machine) await this.ended(managed, exit);
+    };
+    this.#inBackground(managed, end());
+  }
+
+  /** Takes the state from QEMU: a guest can be paused by a full disk, too. One that is ending is noted at its end. */
+  async observe(managed: Managed): Promise<void> {
+    const { machine } = managed;
+    const status = await machine?.status().catch(() => undefined);
+    if (!status || status.state === 'shutdown' || managed.machine !== machine) return;
+    this.#options.registry.update(managed, { state: status.running ? 'running' : 'paused' });
+  }
+
+  /** QEMU is gone: what it used is given back, and why is kept. */
+  async ended(managed: Managed, exit: VmExit): Promise<void> {
+    const { runner, registry } = this.#options;
+    delete managed.machine;
+    await runner.cleanUp(managed.record.id);
+    registry.update(managed, {
+      state: exit.reason === 'crashed' ? 'crashed' : 'stopped',
+      lastExit: exit,
+      process: undefined,
+      runningWith: undefined,
+    });
+  }
+
+  /** Finds the QEMU of an earlier daemon again, or notes that it has ended. */
+  async takeOver(managed: Managed): Promise<void> {
+    const { registry, log } = this.#options;
+    const { id, name, state } = managed.record;
+    try {
+      await this.#adopt(managed);
+    } catch (error) {
+      log.error({ err: error, vmId: id, name }, 'the QEMU of a VM does not answer; it is asked again');
+      // As far as anybody knows, it runs.
+      if (state === 'stopping') registry.update(managed, { state: 'running' });
+      this.#inBackground(managed, this.#adoptLater(managed));
+    }
+  }
+
+  async #adopt(managed: Managed): Promise<void> {
+    const { paths, log } = this.#options;
+    const { id, name, state, process } = managed.record;
+    const machine = process ? await Machine.adopt({ id, directory: paths.vm(id), process }) : null;
+    if (machine) {
+      this.attach(managed, machine);
+      await this.observe(managed);
+      log.info({ vmId: id, name, state, pid: machine.process.pid }, 'took over a running VM');
+      return;
+    }
+    log.warn({ vmId: id, name, state }, 'a VM has ended while no daemon was watching');
+    await this.ended(managed, {
+      reason: state === 'stopping' ? 'forced' : 'crashed',
+      at: new Date().toISOString(),
+      detail: 'QEMU ended while no daemon was watching; qemu.log in the directory of the VM may say why',
+    });
+  }
+
+  async #adoptLater(managed: Managed): Promise<void> {
+    const { registry, closing, log } = this.#options;
+    for (;;) {
+      await sleep(askAgainMs, undefined, { signal: closing, ref: false });
+      if (!registry.holds(managed)) return;
+      // It is being deleted.
+      if (managed.operationId) continue;
+      try {
+        return await this.#adopt(managed);
+      } catch (error) {
+        log.debug({ err: error, vmId: managed.record.id }, 'QEMU still does not answer');
+      }
+    }
+  }
+
+  /** Lets go of every QEMU; they run on. */
+  detach(): void {
+    for (const { machine } of this.#options.registry.all()) machine?.detach();
+  }
+
+  /** What nobody waits for may fail (a full disk takes no record), but not bring the daemon down. */
+  #inBackground(managed: Managed, work: Promise<void>): void {
+    const { log, closing } = this.#options;
+    work.catch((error: unknown) => {
+      if (!closing.aborted) log.error({ err: error, vmId: managed.record.id }, 'following a VM failed');
+    });
+  }
+}
