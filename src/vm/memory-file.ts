@@ -6,7 +6,8 @@
 import { createReadStream, createWriteStream } from 'node:fs';
 import { open, rename, rm, stat } from 'node:fs/promises';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
-import { pipeline } from 'node:stream/promises';
+import type { Writable } from 'node:stream';
+import { finished, pipeline } from 'node:stream/promises';
 import { constants, createZstdCompress, createZstdDecompress } from 'node:zlib';
 import { AppError, asAppError } from '../model/errors.ts';
 import { KiB } from '../model/units.ts';
@@ -16,6 +17,7 @@ import { type Captured, type CaptureOptions, captureMemory, listenForMemory } fr
 
 const chunkBytes = 512 * KiB;
 const zstdMagic = Buffer.from([0x28, 0xb5, 0x2f, 0xfd]);
+const zstdParameters = { [constants.ZSTD_c_compressionLevel]: 1, [constants.ZSTD_c_checksumFlag]: 1 };
 /** QEMU migration/savevm.c: QEMU_VM_FILE_MAGIC. */
 const qemuMagic = Buffer.from('QEVM');
 
@@ -35,23 +37,20 @@ export async function captureMemoryToFile(
     server.close();
     await rm(socketPath, { force: true });
   });
-  // It ends the writer too when the capture fails before QEMU has even connected.
-  const over = new AbortController();
-  undo.defer(() => over.abort());
-  const writing = connection.then((socket) => writeFile(socket, partial, compress, over.signal));
-  let failure: Error | undefined;
-  writing.catch((error) => {
-    failure = error;
+  const cannotWrite = new AbortController();
+  const writing = connection.then(async (socket) => {
+    try {
+      await writeFile(socket, partial, compress, (error) => cannotWrite.abort(explain(file, error)));
+    } finally {
+      socket.destroy();
+    }
   });
-  try {
-    const captured = await captureMemory(machine, { ...options, socketPath });
-    await withDeadline(writing, { signal, onTimeout: () => new Error('unreachable') });
-    await rename(partial, file);
-    return { ...captured, fileBytes: (await stat(file)).size };
-  } catch (error) {
-    // A file that cannot be written shows to QEMU as a reader that went away.
-    throw failure ? cannotWrite(file, failure) : error;
-  }
+  writing.catch(() => {});
+  const either = AbortSignal.any(signal ? [signal, cannotWrite.signal] : [cannotWrite.signal]);
+  const captured = await captureMemory(machine, { ...options, socketPath, signal: either });
+  await withDeadline(writing, { signal: either, onTimeout: () => new Error('unreachable') });
+  await rename(partial, file);
+  return { ...captured, fileBytes: (await stat(file)).size };
 }
 
 /** Loads a file into a machine that was launched with `incoming`; the VM stays paused. */
@@ -89,8 +88,9 @@ export async function loadMemoryFromFile(
   }
 }
 
-function cannotWrite(file: string, error: NodeJS.ErrnoException): Error {
-  if (error.code !== 'ENOSPC') return error;
+function explain(file: string, error: Error): AppError {
+  const isFull = (error as NodeJS.ErrnoException).code === 'ENOSPC';
+  if (!isFull) return asAppError(error);
   return new AppError(
     'insufficient_space',
     `No room to write the memory of the VM to ${file}`,
@@ -129,17 +129,32 @@ async function listen(path: string): Promise<{ server: Server; connection: Promi
   return { server, connection: promise };
 }
 
+/**
+ * Writes all that comes. When that fails it says so at once and goes on to read: QEMU must get rid of its pages until
+ * the capture has been ended in order.
+ */
 async function writeFile(
   socket: Socket,
   path: string,
   compress: boolean,
-  signal: AbortSignal,
+  onFailure: (error: Error) => void,
 ): Promise<void> {
   const target = createWriteStream(path, { mode: 0o600, flush: true, highWaterMark: 4 * chunkBytes });
-  if (!compress) return pipeline(socket, target, { signal });
-  const zstd = createZstdCompress({
-    chunkSize: chunkBytes,
-    params: { [constants.ZSTD_c_compressionLevel]: 1, [constants.ZSTD_c_checksumFlag]: 1 },
+  const zstd = compress ? createZstdCompress({ chunkSize: chunkBytes, params: zstdParameters }) : undefined;
+  const input: Writable = zstd ?? target;
+  let failure: Error | undefined;
+  const written = (zstd ? pipeline(zstd, target) : finished(target)).catch((error) => {
+    failure = error;
+    onFailure(error);
   });
-  return pipeline(socket, zstd, target, { signal });
+  for await (const chunk of socket) {
+    if (failure || input.write(chunk)) continue;
+    const drained = Promise.withResolvers<void>();
+    input.once('drain', drained.resolve);
+    await Promise.race([drained.promise, written]);
+    input.off('drain', drained.resolve);
+  }
+  input.end();
+  await written;
+  if (failure) throw failure;
 }

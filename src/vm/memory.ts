@@ -21,6 +21,7 @@ import {
   delay,
   type MigrationCapability,
   type MigrationInfo,
+  type QemuVersion,
   type QmpConnection,
   withDeadline,
 } from '../qmp/index.ts';
@@ -34,7 +35,10 @@ const slowPollMs = 50;
 const cancelTimeoutMs = 30_000;
 
 export interface CaptureOptions {
-  /** A unix socket where somebody listens for the stream: a file's pipe or the QEMU of a clone. */
+  /**
+   * A unix socket where somebody listens for the stream: a file's pipe or the QEMU of a clone. With QEMU before 8.1
+   * it must be read to its end, whatever happens: one that goes away can hang the VM that is captured.
+   */
   socketPath: string;
   /** Runs while the VM is stopped, at the captured moment. It must be short. */
   whenStopped: () => Promise<void>;
@@ -73,13 +77,16 @@ export async function captureMemory(machine: Machine, options: CaptureOptions): 
   const stoppedAt = performance.now();
   await whenStopped();
   if (signal?.aborted) throw abortError(signal);
-  undo.defer(asFarAsPossible(() => cancelMigration(qmp)));
+  undo.defer(asFarAsPossible(() => endMigration(qmp, timeoutMs)));
   await qmp.execute('migrate', { uri: `unix:${socketPath}` });
   await pollMigration(qmp, isCaptured, { pollMs, timeoutMs, signal });
+  const { running } = await machine.status();
   if (wasRunning) {
-    await machine.status();
     await machine.resume();
     pauseMs = performance.now() - stoppedAt;
+  } else if (running) {
+    // QEMU 7.2 starts the VM at this point, whatever it did before.
+    await machine.pause();
   }
   await pollMigration(qmp, (info) => info.status === 'completed', { pollMs: slowPollMs, timeoutMs, signal });
   return { pauseMs, totalMs: performance.now() - startedAt };
@@ -177,11 +184,17 @@ const asFarAsPossible = (step: () => Promise<void>) => () => step().catch(() => 
 const isOver = (info: MigrationInfo): boolean =>
   info.status === undefined || ['none', 'completed', 'failed', 'cancelled'].includes(info.status);
 
+/**
+ * QEMU before 8.1 forgets, when a background snapshot fails or is cancelled, that pages are still write-protected:
+ * then the VM, or QEMU itself, waits for ever at its next write.
+ */
+const canCancel = ({ major, minor }: QemuVersion): boolean => major > 8 || (major === 8 && minor >= 1);
+
 /** Ends a migration if one is under way, and waits until QEMU has let go of it. */
-async function cancelMigration(qmp: QmpConnection): Promise<void> {
+async function endMigration(qmp: QmpConnection, timeoutMs: number): Promise<void> {
   if (isOver(await qmp.execute('query-migrate'))) return;
-  await qmp.execute('migrate_cancel');
-  const deadline = performance.now() + cancelTimeoutMs;
+  if (canCancel(qmp.version)) await qmp.execute('migrate_cancel');
+  const deadline = performance.now() + (canCancel(qmp.version) ? cancelTimeoutMs : timeoutMs);
   while (!isOver(await qmp.execute('query-migrate')) && performance.now() < deadline) await delay(pollMs);
 }
 

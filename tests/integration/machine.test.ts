@@ -111,7 +111,7 @@ test('QEMU survives the process that launched it, and is found again', options, 
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const ended = once(starter, 'exit');
-  const [line] = await once(createInterface(starter.stdout), 'line');
+  const [line] = await Promise.race([once(createInterface(starter.stdout), 'line'), ended]);
   const found: ProcessRef = JSON.parse(line);
   starter.kill('SIGKILL');
   await ended;

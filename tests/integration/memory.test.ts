@@ -230,7 +230,9 @@ test('a capture that fails leaves the VM running and nothing behind', options, a
 test(
   'a capture whose reader hangs or goes away, and one that is aborted, leave the VM running',
   options,
-  async () => {
+  async (t) => {
+    const { major, minor } = source.qmp.version;
+    if (major < 8 || (major === 8 && minor < 1)) return t.skip('QEMU before 8.1 hangs, see memory.ts');
     const socketPath = join(workshop.directory, 'reader.sock');
     for (const goesAway of [false, true]) {
       const abort = new AbortController();
@@ -259,6 +261,24 @@ test(
       server.close();
       await assertUntouched(source);
     }
+  },
+);
+
+test(
+  'a capture to a file that is aborted on its way leaves the VM running and no file',
+  options,
+  async () => {
+    const file = join(workshop.directory, 'aborted');
+    const abort = new AbortController();
+    const unsubscribe = source.onStatus(({ running }) => running && abort.abort());
+    await assert.rejects(
+      captureMemoryToFile(source, { file, signal: abort.signal, whenStopped: async () => {} }),
+      { code: 'cancelled' },
+    );
+    unsubscribe();
+    await assertUntouched(source);
+    assert.equal(existsSync(file), false);
+    assert.equal(existsSync(`${file}.partial`), false);
   },
 );
 
