@@ -64,6 +64,12 @@ const sources = {
       .then(({ items }) => items.map(({ id, name }) => named(id, name))),
   peer: (viper, signal) =>
     viper.listPeers({ signal }).then(({ items }) => items.map(({ id, name }) => named(id, name))),
+  to: (viper, signal) =>
+    viper.listPeers({ signal }).then(({ items }) => items.map(({ id, name }) => named(name, id))),
+  migration: (viper, signal) =>
+    viper
+      .listMigrations({ query: { limit: 200 }, signal })
+      .then(({ items }) => items.map(({ id, vm, state }) => named(id, `${vm.name} ${state}`))),
   type: (viper, signal) =>
     viper
       .listInstanceTypes({ signal })

@@ -74,15 +74,25 @@ export function describeError(error: unknown): string[] {
   if (error instanceof CommanderError) return [];
   if (!(error instanceof Error)) return [`viper: ${String(error)}`];
   if (error.message === '') return [];
-  const lines = [`viper: ${error.message}`];
+  const lines = [`viper: ${headlineOf(error)}`];
   if (error instanceof ViperError) lines.push(...detailsOf(error).map((line) => `  ${line}`));
   return lines;
 }
 
-function detailsOf({ code, message, details, requestId, operationId }: ViperError): string[] {
+/** The message, without what the lines below it list one by one. */
+function headlineOf(error: Error): string {
+  const problems = error instanceof ViperError ? listOf(error.details.problems) : [];
+  if (problems.length < 2) return error.message;
+  const listed = `: ${problems.map((problem) => (problem as { message?: unknown } | null)?.message).join('; ')}`;
+  return error.message.endsWith(listed) ? error.message.slice(0, -listed.length) : error.message;
+}
+
+function detailsOf(error: ViperError): string[] {
+  const { code, details, requestId, operationId } = error;
+  const headline = headlineOf(error);
   const problems = listOf(details.problems).map(problemLine);
   // The message has a single problem in its own words.
-  const lines = problems.filter((line) => !message.endsWith(line));
+  const lines = problems.filter((line) => !headline.endsWith(line));
   if (Array.isArray(details.allowed)) {
     lines.push(`allowed now: ${details.allowed.length > 0 ? details.allowed.join(', ') : 'nothing'}`);
   }
@@ -109,9 +119,10 @@ function userOf(user: unknown): string {
   return typeof kind === 'string' && typeof name === 'string' ? `${kind} ${name}` : textOf(user);
 }
 
-/** `body.memoryBytes is 5, wanted a multiple of 1048576`. */
+/** Its own words, if it has some; else `body.memoryBytes is 5, wanted a multiple of 1048576`. */
 function problemLine(problem: unknown): string {
-  const { field, value, wanted } = (problem ?? {}) as { field?: unknown; value?: unknown; wanted?: unknown };
+  const { field, value, wanted, message } = (problem ?? {}) as Record<string, unknown>;
+  if (typeof message === 'string') return message;
   if (typeof field !== 'string') return textOf(problem);
   const met = value === undefined ? '' : ` is ${JSON.stringify(value)}`;
   return `${field}${met}${wanted === undefined ? '' : `${met ? ',' : ':'} wanted ${textOf(wanted)}`}`;

@@ -81,6 +81,8 @@ const stateColours = {
   starting: 'cyan',
   stopping: 'cyan',
   deleting: 'cyan',
+  migrating: 'cyan',
+  arriving: 'cyan',
   crashed: 'red',
   failed: 'red',
 } as const;
@@ -89,6 +91,27 @@ const stateColours = {
 export function paintState(state: string): string {
   const colour = stateColours[state as keyof typeof stateColours];
   return colour ? styleText(colour, state, { stream: process.stdout }) : state;
+}
+
+/** `85 ms`, `12 s`, `3 min 20 s`: for people only. */
+export function formatDuration(ms: number): string {
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 10_000) return `${Number((ms / 1000).toFixed(1))} s`;
+  const seconds = Math.round(ms / 1000);
+  if (seconds < 60) return `${seconds} s`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60
+    ? `${minutes} min ${seconds % 60} s`
+    : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** `940 Mbit/s`: bits, and units of 1000, as networks count. */
+export function formatBitRate(bps: number): string {
+  const units = ['bit/s', 'kbit/s', 'Mbit/s', 'Gbit/s'];
+  let value = bps;
+  let unit = 0;
+  for (; value >= 1000 && unit < units.length - 1; unit += 1) value /= 1000;
+  return `${Number(value.toFixed(value < 10 ? 1 : 0))} ${units[unit]}`;
 }
 
 /** How long ago: `12s`, `5m`, `3h`, `40d`. */

@@ -3,7 +3,9 @@ import { readFileSync } from 'node:fs';
 import { Command } from 'commander';
 import { addContextCommands } from './commands/context.ts';
 import { addDaemonCommands } from './commands/daemon.ts';
+import { addDrainCommands } from './commands/drain.ts';
 import { addImageCommands } from './commands/image.ts';
+import { addMigrationCommands } from './commands/migration.ts';
 import { addOperationCommands } from './commands/operation.ts';
 import { addPeerCommands } from './commands/peer.ts';
 import { addSnapshotCommands } from './commands/snapshot.ts';
@@ -16,7 +18,7 @@ import { addCommonOptions, withExample } from './session.ts';
 export function createProgram(daemonProgram: string): Command {
   const program = new Command('viper');
   program
-    .description('VMs on a cloudlet: create, clone, look into and remove them.')
+    .description('VMs on a cloudlet: create, clone, move, look into and remove them.')
     .version(version(), '-V, --version')
     // So that `init --url` is the option of `init`, and not that of every command.
     .enablePositionalOptions()
@@ -36,6 +38,8 @@ export function createProgram(daemonProgram: string): Command {
   addImageCommands(program);
   addVmCommands(program);
   addSnapshotCommands(program);
+  addMigrationCommands(program);
+  addDrainCommands(program);
   addOperationCommands(program);
   addTokenCommands(program);
   addPeerCommands(program);

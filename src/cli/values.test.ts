@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { formatAge, shortDigest } from './output.ts';
-import { parseCount, parseDuration, parseSeconds, parseSize } from './values.ts';
+import { parseBitRate, parseCount, parseDuration, parseSeconds, parseSize } from './values.ts';
 
 test('sizes are powers of 1024, with or without iB', () => {
   const sizes: [string, number][] = [
@@ -22,6 +22,18 @@ test('a size that could mean two things, or nothing, is refused', () => {
   for (const text of ['', 'M', '512MB', '512m', '-1G', '1 G', '1e3', '0.3', '0x10', '9999999T', '∞']) {
     assert.throws(() => parseSize(text), /Wanted a size such as 512M/, text);
   }
+});
+
+test('a rate is bits per second, in powers of 1000', () => {
+  const rates: [string, number][] = [
+    ['2000000', 2e6],
+    ['100M', 100e6],
+    ['1.5G', 1.5e9],
+    ['64K', 64e3],
+  ];
+  for (const [text, bps] of rates) assert.equal(parseBitRate(text), bps, text);
+  for (const text of ['', 'M', '100MB', '100m', '-1', '100Mbit'])
+    assert.throws(() => parseBitRate(text), /Wanted bits per second/, text);
 });
 
 test('a time has its unit', () => {

@@ -15,6 +15,18 @@ export function parseSize(text: string): number {
   return bytes;
 }
 
+const rateUnits = { '': 1, K: 1e3, M: 1e6, G: 1e9 } as const;
+
+/** Bits per second of `100M`, `1.5G` or `2000000`; the units are powers of 1000, as networks count. */
+export function parseBitRate(text: string): number {
+  const [, number = '', unit = ''] = /^(\d{1,15}(?:\.\d{1,6})?)([KMG])?$/.exec(text) ?? [];
+  const bps = Number(number) * rateUnits[unit as keyof typeof rateUnits];
+  if (number === '' || !Number.isSafeInteger(bps)) {
+    throw new InvalidArgumentError('Wanted bits per second such as 100M or 1.5G (units of 1000).');
+  }
+  return bps;
+}
+
 const durationUnits: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 /** Milliseconds of `500ms`, `30s`, `5m`, `2h` or `30d`. */

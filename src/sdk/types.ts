@@ -17,6 +17,11 @@ export type InstanceType = schemas.Schema<typeof schemas.InstanceType>;
 export type Guest = schemas.Schema<typeof schemas.Guest>;
 export type Token = schemas.Schema<typeof schemas.Token>;
 export type Scope = schemas.Schema<typeof schemas.Scope>;
+export type Migration = schemas.Schema<typeof schemas.Migration>;
+export type MigrationProgress = schemas.Schema<typeof schemas.MigrationProgress>;
+export type MigrationPlan = schemas.Schema<typeof schemas.MigrationPlan>;
+export type MigrateVm = schemas.Schema<typeof schemas.MigrateVm>;
+export type Drain = schemas.Schema<typeof schemas.Drain>;
 export type Peer = schemas.Schema<typeof schemas.Peer>;
 
 /** Operations whose bytes do not fit a request and a reply; each has a method of its own. */

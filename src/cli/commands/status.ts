@@ -21,6 +21,7 @@ export function addStatusCommands(program: Command): void {
           ['Memory', room(memory)],
           ['Disk', room(disk)],
           ['Networks', cloudlet.networks.map(({ name, kind }) => `${name} (${kind})`).join(', ')],
+          ['Draining', cloudlet.draining ? 'yes: it takes no VMs until `viper undrain`' : undefined],
           ['VMs', `${vms.running} running of ${vms.total}`],
         ]),
       );

@@ -10,6 +10,7 @@ import { listAll } from './lists.ts';
 import { addVmConsoleCommands } from './vm-console.ts';
 import { addVmCreateCommand } from './vm-create.ts';
 import { addVmGuestCommands } from './vm-guest.ts';
+import { addVmMigrateCommands } from './vm-migrate.ts';
 
 export function addVmCommands(program: Command): void {
   const vm = addGroup(program, 'vm', 'virtual machines');
@@ -84,6 +85,7 @@ export function addVmCommands(program: Command): void {
       }),
     );
 
+  addVmMigrateCommands(vm);
   addVmConsoleCommands(vm);
   addVmGuestCommands(vm);
 }

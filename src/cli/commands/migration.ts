@@ -1,0 +1,161 @@
+/** `viper migration …`: the migrations from and to the cloudlet, those that run and those that were. */
+import type { Command } from 'commander';
+import { type Migration, ViperError } from '../../sdk/client.ts';
+import { UsageError } from '../failures.ts';
+import { followMigration, summaryOf } from '../follow-migration.ts';
+import { progressText } from '../migration-progress.ts';
+import { formatAge, formatBitRate, formatDuration, formatTime, paintState } from '../output.ts';
+import { addCommand, addGroup, type Session, withSession } from '../session.ts';
+import { parseBitRate, parseDuration } from '../values.ts';
+import { listAll } from './lists.ts';
+import { withUnit } from './vm-migrate.ts';
+
+export function addMigrationCommands(program: Command): void {
+  const migration = addGroup(
+    program,
+    'migration',
+    'moves of VMs between cloudlets: what runs and what has ended',
+  );
+
+  addCommand(migration, 'list', 'all migrations, oldest first', 'viper migration list').action(
+    withSession((session) =>
+      listAll(
+        session,
+        session.viper.listMigrations,
+        ['ID', 'VM', 'WAY', 'MODE', 'STATE', 'TIME', 'DOWNTIME', 'AGE'],
+        (each) => [
+          each.id,
+          each.vm.name,
+          wayOf(each),
+          each.options.mode,
+          paintState(each.state),
+          each.result ? formatDuration(each.result.totalMs) : '',
+          each.result?.downtimeMs === undefined ? '' : formatDuration(each.result.downtimeMs),
+          formatAge(each.createdAt),
+        ],
+        'There are no migrations. Move a VM: viper vm migrate VM --to PEER',
+      ),
+    ),
+  );
+
+  addCommand(migration, 'show <migration>', 'one migration', 'viper migration show ID').action(
+    withSession(async ({ viper, output, signal }, id: string) => {
+      const found = await viper.getMigration({ params: { migration: id }, signal });
+      output.show(found, () => output.facts(factsOf(found)));
+    }),
+  );
+
+  addCommand(
+    migration,
+    'watch <migration>',
+    'wait until it is over and show how far it is',
+    'viper migration watch ID',
+  )
+    .option('--timeout <time>', 'how long to wait', parseDuration)
+    .action(
+      withSession(async (session, id: string, { timeout }: { timeout?: number }) => {
+        const ended = await followMigration(session, id, timeout);
+        session.output.show(ended, () => session.output.say(summaryOf(ended)));
+      }),
+    );
+
+  addCommand(
+    migration,
+    'limit <migration>',
+    'change what a migration may take, while it runs; at its source',
+    'viper migration limit ID --bandwidth 50M --downtime 500ms',
+  )
+    .option('--downtime <time>', 'the pause that pre-copy may plan for', parseDuration)
+    .option('--bandwidth <rate>', 'most bits per second, such as 100M; none takes the limit away', rateOrNone)
+    .action(withSession(limit));
+
+  addCommand(
+    migration,
+    'cancel <migration>',
+    'end it; the VM stays where it is. Not possible once the VM is handed over',
+    'viper migration cancel ID',
+  ).action(withSession(cancel));
+}
+
+interface LimitOptions {
+  downtime?: number;
+  bandwidth?: number | 'none';
+}
+
+const rateOrNone = (text: string): number | 'none' => (text === 'none' ? text : parseBitRate(text));
+
+async function limit(session: Session, id: string, { downtime, bandwidth }: LimitOptions): Promise<void> {
+  if (downtime === undefined && bandwidth === undefined)
+    throw new UsageError('Pass --bandwidth or --downtime, to say what is to change');
+  const { viper, output, signal } = session;
+  const { options } = await viper.getMigration({ params: { migration: id }, signal });
+  const { bandwidthBps, ...limits } = options.limits;
+  const wanted = bandwidth ?? bandwidthBps;
+  const changed = await viper.limitMigration({
+    params: { migration: id },
+    body: {
+      ...limits,
+      ...(downtime === undefined ? {} : { downtimeMs: downtime }),
+      ...(wanted === undefined || wanted === 'none' ? {} : { bandwidthBps: wanted }),
+    },
+    signal,
+  });
+  output.show(changed, () => output.say(`The limits of migration ${id} are now: ${limitsOf(changed)}.`));
+}
+
+/** It is the operation that is cancelled. */
+async function cancel({ viper, output, signal }: Session, id: string): Promise<void> {
+  for await (const { id: operation, state, subject } of viper.pages(viper.listOperations, {
+    limit: 200,
+    signal,
+  })) {
+    if (state !== 'running' || subject.migrationId !== id) continue;
+    const cancelled = await viper.cancelOperation({ params: { operation }, signal });
+    return output.show(cancelled, () => output.say(`Migration ${id} is being cancelled.`));
+  }
+  const { role, state, over, peer } = await viper.getMigration({ params: { migration: id }, signal });
+  const why = over
+    ? `it is over: ${state}`
+    : role === 'destination'
+      ? `that is done at its source, ${peer.name}`
+      : `no operation of this daemon runs it, and it is ${state}`;
+  throw new ViperError('wrong_state', `Migration ${id} cannot be cancelled: ${why}`, { details: { state } });
+}
+
+const wayOf = ({ role, peer }: Migration): string =>
+  role === 'source' ? `to ${peer.name}` : `from ${peer.name}`;
+
+function limitsOf({ options: { limits } }: Migration): string {
+  const { downtimeMs, bandwidthBps, autoConverge } = limits;
+  return [
+    `downtime ${formatDuration(downtimeMs)}`,
+    bandwidthBps === undefined ? 'no limit of bandwidth' : formatBitRate(bandwidthBps),
+    ...(autoConverge ? ['auto-converge'] : []),
+  ].join(', ');
+}
+
+function factsOf(migration: Migration): [string, string | undefined][] {
+  const { vm, options, progress, result, failure, over } = migration;
+  return [
+    ['Id', migration.id],
+    ['VM', `${vm.name} ${vm.id}`],
+    ['Way', wayOf(migration)],
+    ['Mode', options.mode],
+    ['Limits', limitsOf(migration)],
+    ['State', paintState(migration.state)],
+    ['Progress', over ? undefined : progress && progressText(progress)],
+    [
+      'Forecast downtime',
+      over || progress?.forecastDowntimeMs === undefined
+        ? undefined
+        : formatDuration(progress.forecastDowntimeMs),
+    ],
+    ['Failure', failure && `${failure.code}: ${failure.message}`],
+    ...Object.entries(result ?? {}).map(([name, value]): [string, string] => [
+      `Result ${name}`,
+      typeof value === 'number' ? withUnit(name, value) : String(value),
+    ]),
+    ['Begun', formatTime(migration.createdAt)],
+    ['Ended', formatTime(migration.finishedAt)],
+  ];
+}

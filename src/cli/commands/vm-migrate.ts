@@ -1,0 +1,125 @@
+/** `viper vm migrate` and `viper vm claim`: a VM moves, or its owner is settled by hand. */
+import { type Command, Option } from 'commander';
+import { migrationModes } from '../../model/migration.ts';
+import { formatBytes } from '../../model/units.ts';
+import { type MigrateVm, type MigrationPlan, ViperError } from '../../sdk/client.ts';
+import { UsageError } from '../failures.ts';
+import { followOperation, summaryOf } from '../follow-migration.ts';
+import { formatBitRate, formatDuration } from '../output.ts';
+import { addLongWorkOptions, type LongWorkOptions } from '../progress.ts';
+import { addCommand, type Session, withSession } from '../session.ts';
+import { parseBitRate, parseDuration } from '../values.ts';
+
+interface MigrateOptions extends LongWorkOptions {
+  to: string;
+  mode?: (typeof migrationModes)[number];
+  downtime?: number;
+  bandwidth?: number;
+  autoConverge?: true;
+  dryRun?: true;
+}
+
+export function addVmMigrateCommands(vm: Command): void {
+  addLongWorkOptions(
+    addCommand(
+      vm,
+      'migrate <vm>',
+      'move a VM to another cloudlet while it runs',
+      'viper vm migrate web --to edge2 --bandwidth 200M\nviper vm migrate web --to edge2 --dry-run',
+    ),
+  )
+    .requiredOption('--to <peer>', 'name or id of the other cloudlet')
+    .addOption(
+      new Option('--mode <mode>', 'auto: pre-copy while it gains on the guest, else post-copy')
+        .choices(migrationModes)
+        .default('auto'),
+    )
+    .option('--downtime <time>', 'the pause that pre-copy may plan for (300ms if absent)', parseDuration)
+    .option('--bandwidth <rate>', 'most bits per second, such as 100M (no limit if absent)', parseBitRate)
+    .option('--auto-converge', 'slow the guest down if it writes faster than the link carries')
+    .option('--dry-run', 'only say what does not fit, or what it would cost')
+    .action(withSession(migrate));
+
+  addCommand(
+    vm,
+    'claim <vm>',
+    'say that this cloudlet owns a VM whose migration hangs because the other one is gone',
+    'viper vm claim web --reason "edge2 burnt down" --force',
+  )
+    .requiredOption('--reason <text>', 'for the audit')
+    .option('-f, --force', 'you have made sure that the other cloudlet will not run it')
+    .action(
+      withSession(async (session, name: string, { reason, force }: { reason: string; force?: true }) => {
+        if (!force) throw new UsageError(dangerOfClaim(name));
+        const { viper, output, signal } = session;
+        const claimed = await viper.claimVm({ params: { vm: name }, body: { reason }, signal });
+        output.show(claimed, () =>
+          output.say(`VM ${name} belongs to this cloudlet, and is ${claimed.state}.`),
+        );
+      }),
+    );
+}
+
+const dangerOfClaim = (name: string): string =>
+  `Not claimed: if the other cloudlet runs VM '${name}' too, or ever starts it again, there are two of it, ` +
+  'and each writes what the other never sees.\n' +
+  '  Make sure first that the other cloudlet is gone for good, or that its QEMU is ended; then repeat with --force.\n' +
+  '  If it only cannot be reached, wait: the migration goes on by itself when it answers.';
+
+async function migrate(session: Session, name: string, options: MigrateOptions): Promise<void> {
+  const { viper, output, signal } = session;
+  const { to, mode, downtime, bandwidth, autoConverge } = options;
+  const limits: NonNullable<MigrateVm['limits']> = {
+    ...(downtime === undefined ? {} : { downtimeMs: downtime }),
+    ...(bandwidth === undefined ? {} : { bandwidthBps: bandwidth }),
+    ...(autoConverge ? { autoConverge } : {}),
+  };
+  const body: MigrateVm = {
+    to,
+    ...(mode ? { mode } : {}),
+    ...(Object.keys(limits).length > 0 ? { limits } : {}),
+  };
+  if (options.dryRun) {
+    const plan = await viper.planMigration({ params: { vm: name }, body, signal });
+    return showPlan(session, name, to, plan);
+  }
+  const operation = await viper.migrateVm({ params: { vm: name }, body, signal });
+  if (!options.wait) return output.show(operation, () => output.line(operation.id));
+  const ended = await followOperation(session, operation, options.timeout);
+  output.show(ended, () => output.say(summaryOf(ended)));
+}
+
+/** A VM that does not fit ends with the exit code of the refusal that the migration would meet. */
+function showPlan({ output }: Session, name: string, to: string, plan: MigrationPlan): void {
+  const { problems, forecast } = plan;
+  if (problems.length > 0) {
+    const error = new ViperError('migration_refused', `${to} cannot take VM '${name}'`, {
+      details: { problems },
+    });
+    if (!output.json) throw error;
+    output.show(plan, () => {});
+    throw error;
+  }
+  output.show(plan, () => {
+    output.say(`VM ${name} fits ${to}.`);
+    if (!forecast) return;
+    output.facts([
+      ['Time', formatDuration(forecast.totalMs)],
+      ['Downtime', formatDuration(forecast.downtimeMs)],
+      ['Bytes', formatBytes(forecast.bytes)],
+      ['Converges', forecast.converges ? 'yes' : 'no: pre-copy alone would not end'],
+      ...Object.entries(forecast.inputs).map(([input, value]): [string, string] => [
+        `From ${input}`,
+        withUnit(input, value),
+      ]),
+    ]);
+  });
+}
+
+/** Units stand last in names. */
+export function withUnit(name: string, value: number): string {
+  if (name.endsWith('Bytes')) return formatBytes(value);
+  if (name.endsWith('Bps')) return formatBitRate(value);
+  if (name.endsWith('Ms')) return formatDuration(value);
+  return String(value);
+}
