@@ -201,7 +201,12 @@ export class Credentials {
     if (now - entry.lastUseWrittenMs < LAST_USE_INTERVAL_MS) return;
     entry.lastUseWrittenMs = now;
     entry.record = { ...entry.record, lastUsedAt: this.#time(0) };
-    this.#store.relaxed(() => this.#store.credentials.update(entry.record));
+    try {
+      this.#store.relaxed(() => this.#store.credentials.update(entry.record));
+    } catch (error) {
+      // A full disk must not lock out those who could make room.
+      if (!(error instanceof AppError) || error.code !== 'insufficient_space') throw error;
+    }
   }
 
   #hasOtherAdmin(id: Uuid): boolean {

@@ -1,11 +1,15 @@
 /** What the tests of whole daemons ask of them, through the SDK: tiny guests, refusals by code, and that nothing is left. */
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { existsSync, openAsBlob } from 'node:fs';
+import { readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { LabCloudlet } from '../../src/lab/fleet.ts';
+import { promisify } from 'node:util';
+import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { guestImage } from '../../src/lab/guests.ts';
 import type { Uuid } from '../../src/model/ids.ts';
+import { MiB } from '../../src/model/units.ts';
 import {
   type Guest,
   type Image,
@@ -19,6 +23,25 @@ import { findQemu } from '../../src/vm/process.ts';
 
 /** Long enough for a machine that is five times slower than usual; nothing waits so long unless it fails. */
 export const patienceMs = 180_000;
+
+/** A fleet for one test file, which disposes of it; that it is interrupted leaves no guest either. */
+export async function openFleet(): Promise<LabFleet> {
+  const fleet = await LabFleet.create();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(signal, () => void fleet[Symbol.asyncDispose]().finally(() => process.exit(1)));
+  }
+  return fleet;
+}
+
+const program = path.resolve(import.meta.dirname, '../../src/daemon/main.ts');
+
+/** Runs the daemon's program to its end, which must come by itself. */
+export async function runViper(...argv: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  const ended = await promisify(execFile)(process.execPath, [program, ...argv], {
+    timeout: patienceMs,
+  }).catch((error) => error);
+  return { code: 0, ...ended, stdout: ended.stdout, stderr: ended.stderr };
+}
 
 /** Asks until the answer satisfies. An error counts as an answer that does not. */
 export async function until<T>(
@@ -97,6 +120,54 @@ export async function assertGone(cloudlet: LabCloudlet, id: Uuid): Promise<void>
   assert.equal(await findQemu(id), null, `QEMU of ${id} is left`);
   assert.equal(existsSync(directoryOf(cloudlet, id)), false, `the directory of ${id} is left`);
   await refused(cloudlet.viper.getVm({ params: { vm: id } }), 'not_found');
+}
+
+/** A disk that QEMU starts from and that no guest is on. */
+export function importEmpty(viper: NodeViper): Promise<Image> {
+  const disk = Buffer.alloc(MiB);
+  disk.set([0x55, 0xaa], 510);
+  return viper.importImage({ body: new Blob([disk]), query: { alias: 'empty' } });
+}
+
+/** What no crash may break: each VM rests or runs, and nothing is there that no record knows. */
+export async function assertWhole(cloudlet: LabCloudlet): Promise<void> {
+  const vms = (await cloudlet.viper.listVms()).items;
+  for (const { id, name } of vms) {
+    const { state, pid, operationId } = await cloudlet.viper.getVm({ params: { vm: id } });
+    assert.ok(['running', 'paused', 'stopped', 'crashed'].includes(state), `${name} is ${state}`);
+    assert.equal(operationId, undefined);
+    assert.equal((await findQemu(id))?.pid, pid, `${name} is ${state}`);
+  }
+  const snapshots = (await cloudlet.viper.listSnapshots()).items;
+  const names = (directory: string) =>
+    readdir(path.join(cloudlet.directory, directory)).then(
+      (found) => found.sort(),
+      () => [],
+    );
+  assert.deepEqual(await names('vms'), vms.map(({ id }) => id).sort());
+  assert.deepEqual(await names('snapshots'), snapshots.map(({ id }) => id).sort());
+  assert.deepEqual(await names('captures'), []);
+  assert.deepEqual(await names('images/tmp'), []);
+  const images = (await cloudlet.viper.listImages()).items.map(({ digest }) => digest.replace(':', '-'));
+  assert.deepEqual(await names('images'), [...images, 'tmp'].sort());
+  for await (const { id, state } of cloudlet.viper.pages(cloudlet.viper.listOperations))
+    assert.notEqual(state, 'running', `operation ${id} never ends`);
+  for (const id of await qemusUnder(cloudlet.directory))
+    assert.ok(
+      vms.some((vm) => vm.id === id),
+      `a QEMU of nobody (${id}) runs`,
+    );
+}
+
+/** The ids of the VMs whose QEMU runs with files of the directory, whether a record knows them or not. */
+async function qemusUnder(directory: string): Promise<string[]> {
+  const ids: string[] = [];
+  for (const entry of await readdir('/proc')) {
+    const argv = (await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '')).split('\0');
+    if (argv[0]?.includes('qemu-system') && argv.some((argument) => argument.includes(`${directory}/`)))
+      ids.push(argv[argv.indexOf('-uuid') + 1]!);
+  }
+  return ids;
 }
 
 /** Keeps every event from `after` on, over restarts of the daemon, until it is disposed. */

@@ -5,7 +5,7 @@
  * so `kill -9` frees it); a file of a newer Viper is never written to; a commit is on the disk before `transact`
  * returns, unless it was made inside `relaxed`.
  */
-import { chmodSync, closeSync, existsSync, mkdirSync, openSync } from 'node:fs';
+import { chmodSync, closeSync, existsSync, mkdirSync, openSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { DatabaseSync, type SQLInputValue } from 'node:sqlite';
 import { AppError } from '../../model/errors.ts';
@@ -20,18 +20,24 @@ export interface Statement<Row> {
 
 /** SQLite's result codes, https://www.sqlite.org/rescode.html */
 const SQLITE_BUSY = 5;
+const SQLITE_FULL = 13;
 const SQLITE_CONSTRAINT_PRIMARYKEY = 1555;
 const SQLITE_CONSTRAINT_UNIQUE = 2067;
 
 export const stateFileName = 'state.sqlite';
 
+/** Room that the file keeps for itself, in pages of 4 KiB, and after how many its log is written back. */
+const ROOM_PAGES = 256;
+
 export class Database implements Disposable {
   readonly #sqlite: DatabaseSync;
+  readonly #directory: string;
   readonly #afterCommit: (() => void)[] = [];
   #depth = 0;
 
-  private constructor(sqlite: DatabaseSync) {
+  private constructor(sqlite: DatabaseSync, directory: string) {
     this.#sqlite = sqlite;
+    this.#directory = directory;
   }
 
   /**
@@ -50,8 +56,10 @@ export class Database implements Disposable {
         sqlite.exec('PRAGMA journal_mode = WAL');
         sqlite.exec('PRAGMA synchronous = FULL');
         sqlite.exec('PRAGMA foreign_keys = ON');
-        const database = new Database(sqlite);
+        sqlite.exec(`PRAGMA wal_autocheckpoint = ${ROOM_PAGES}`);
+        const database = new Database(sqlite, directory);
         database.#migrate(path, steps);
+        database.#setRoomAside();
         return database;
       } catch (error) {
         sqlite.close();
@@ -61,7 +69,12 @@ export class Database implements Disposable {
   }
 
   prepare<Row = never>(sql: string): Statement<Row> {
-    return this.#sqlite.prepare(sql) as unknown as Statement<Row>;
+    const statement = this.#sqlite.prepare(sql) as unknown as Statement<Row>;
+    return {
+      get: (...parameters) => statement.get(...parameters),
+      all: (...parameters) => statement.all(...parameters),
+      run: (...parameters) => this.#write(() => statement.run(...parameters)),
+    };
   }
 
   /**
@@ -72,12 +85,12 @@ export class Database implements Disposable {
     const savepoint = `nested_${this.#depth}`;
     const nested = this.#depth > 0;
     const pending = this.#afterCommit.length;
-    this.#sqlite.exec(nested ? `SAVEPOINT ${savepoint}` : 'BEGIN IMMEDIATE');
+    this.#write(() => this.#sqlite.exec(nested ? `SAVEPOINT ${savepoint}` : 'BEGIN IMMEDIATE'));
     this.#depth += 1;
     let result: T;
     try {
       result = work();
-      this.#sqlite.exec(nested ? `RELEASE ${savepoint}` : 'COMMIT');
+      this.#write(() => this.#sqlite.exec(nested ? `RELEASE ${savepoint}` : 'COMMIT'));
     } catch (error) {
       this.#afterCommit.length = pending;
       // A full disk makes SQLite roll back by itself; then there is nothing left to undo.
@@ -118,6 +131,37 @@ export class Database implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  /** A full disk is an expected failure: `insufficient_space`. */
+  #write<T>(write: () => T): T {
+    try {
+      return write();
+    } catch (error) {
+      if (sqliteCode(error) !== SQLITE_FULL) throw error;
+      const { bavail, bsize } = statfsSync(this.#directory);
+      const message = `Cannot write the state in ${this.#directory}: its disk is full.`;
+      const details = { wantedBytes: ROOM_PAGES * 4096, freeBytes: bavail * bsize };
+      throw new AppError('insufficient_space', message, details, { cause: error });
+    }
+  }
+
+  /**
+   * Writes that much into file and log and takes it out again: both keep their size, so that what happens can still
+   * be written down for a while when others have filled the disk.
+   */
+  #setRoomAside(): void {
+    try {
+      this.#sqlite.exec(`
+        BEGIN IMMEDIATE;
+        CREATE TABLE room AS SELECT zeroblob(${ROOM_PAGES * 4096}) AS room;
+        COMMIT;
+        DROP TABLE room;
+      `);
+    } catch (error) {
+      if (sqliteCode(error) !== SQLITE_FULL) throw error;
+      if (this.#sqlite.isTransaction) this.#sqlite.exec('ROLLBACK');
+    }
   }
 
   #migrate(path: string, steps: readonly Migration[]): void {
