@@ -19,7 +19,7 @@ const timeoutMs = 20_000;
 
 /** Throws `qemu_failed` with the script's words if the guest could not be changed. */
 export async function changeIdentity(
-  agent: GuestAgent,
+  agent: Pick<GuestAgent, 'exec'>,
   identity: Identity,
   options: { signal?: AbortSignal } = {},
 ): Promise<void> {
@@ -39,12 +39,15 @@ export async function changeIdentity(
  * Makes the guest's DHCP clients ask again, as somebody new. It does not wait for their answers, and a guest with
  * static addresses or with a client that the script does not know is left as it is.
  */
-export async function renewLeases(agent: GuestAgent, options: { signal?: AbortSignal } = {}): Promise<void> {
+export async function renewLeases(
+  agent: Pick<GuestAgent, 'exec'>,
+  options: { signal?: AbortSignal } = {},
+): Promise<void> {
   await runScript(agent, 'ask for new addresses', renewScript, [], options.signal);
 }
 
 async function runScript(
-  agent: GuestAgent,
+  agent: Pick<GuestAgent, 'exec'>,
   what: string,
   script: string,
   args: string[],

@@ -17,7 +17,7 @@ after(() => workshop[Symbol.asyncDispose]());
 
 test('the console log has the greeting, though nobody was attached', options, async () => {
   const { directory } = workshop;
-  const log = `${directory}/${machine.id.slice(0, 8)}`;
+  const log = `${directory}/${machine.id}`;
   await until(
     async () => (await readConsoleLog(log, 4096)).toString(),
     (text) => /viper guest \S+ ready/.test(text),
@@ -113,7 +113,7 @@ test('filesystems freeze and thaw, or the guest says that it cannot', options, a
 
 test('a guest that powers off while nobody watches has shut down, not crashed', options, async () => {
   const { id, process } = machine;
-  const directory = `${workshop.directory}/${id.slice(0, 8)}`;
+  const directory = `${workshop.directory}/${id}`;
   await sh(machine, '(sleep 0.5; poweroff) > /dev/null 2>&1 &');
   machine.detach();
   {

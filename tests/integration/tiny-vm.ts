@@ -2,20 +2,20 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Uuid } from '../../src/model/ids.ts';
-import { newId } from '../../src/model/ids.ts';
+import { isUuid, newId } from '../../src/model/ids.ts';
 import { GiB, MiB } from '../../src/model/units.ts';
 import type { VmSpec } from '../../src/model/vm.ts';
 import type { Launch } from '../../src/vm/argv.ts';
 import { Machine } from '../../src/vm/machine.ts';
-import { findQemu, killProcess } from '../../src/vm/process.ts';
+import { findQemu, killProcess, readProcess } from '../../src/vm/process.ts';
 
 const cache = process.env.VIPER_CACHE ?? join(homedir(), '.cache', 'viper');
 export const tinyImage = join(cache, 'guests', 'tiny.qcow2');
 
+const prefix = 'viper-it-';
 export const testMac = '02:00:00:00:00:01';
 
 export const tinySpec: VmSpec = {
@@ -31,21 +31,20 @@ export const tinySpec: VmSpec = {
 /** Where the test's VMs live. Dispose of it and every QEMU of theirs is ended, whatever state the test left. */
 export class Workshop implements AsyncDisposable {
   readonly directory: string;
-  readonly #ids: Uuid[] = [];
 
   private constructor(directory: string) {
     this.directory = directory;
   }
 
   static async open(): Promise<Workshop> {
-    return new Workshop(await mkdtemp(join(tmpdir(), 'viper-it-')));
+    await sweep();
+    return new Workshop(await mkdtemp(join(tmpdir(), `${prefix}${process.pid}-`)));
   }
 
   /** A launch with a disk of its own: a new overlay on the tiny guest, or an empty disk. */
   async plan(options: { image?: 'tiny' | 'none'; incoming?: boolean } = {}): Promise<Launch> {
     const id = newId();
-    this.#ids.push(id);
-    const directory = join(this.directory, id.slice(0, 8));
+    const directory = join(this.directory, id);
     const diskFile = join(directory, 'disk.qcow2');
     await mkdir(directory);
     makeDisk(diskFile, options.image ?? 'none');
@@ -62,12 +61,25 @@ export class Workshop implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const id of this.#ids) {
-      const left = await findQemu(id);
-      if (left) await killProcess(left);
-    }
-    await rm(this.directory, { recursive: true, force: true });
+    await clean(this.directory);
   }
+}
+
+/** A test that was killed could not clean up: the next one does it for those whose process is gone. */
+async function sweep(): Promise<void> {
+  for (const name of await readdir(tmpdir())) {
+    const pid = new RegExp(`^${prefix}(\\d+)-`).exec(name)?.[1];
+    if (pid && !(await readProcess(Number(pid)))) await clean(join(tmpdir(), name));
+  }
+}
+
+/** Each VM has a directory that is called by its id, so its QEMU is found without us having started it. */
+async function clean(directory: string): Promise<void> {
+  for (const name of await readdir(directory)) {
+    const left = isUuid(name) ? await findQemu(name) : null;
+    if (left) await killProcess(left);
+  }
+  await rm(directory, { recursive: true, force: true });
 }
 
 export function makeDisk(file: string, image: 'tiny' | 'none'): void {
