@@ -44,7 +44,6 @@ export class ProgressTracker {
   /** A phase that lies behind is not entered again. */
   enter(phase: MigrationPhase): void {
     if (migrationPhases.indexOf(phase) > migrationPhases.indexOf(this.#phase)) this.#phase = phase;
-    if (phase === 'postcopy') this.#wasPostcopy = true;
     if (phase === 'done') this.#endedAt ??= this.#now();
   }
 
@@ -56,6 +55,11 @@ export class ProgressTracker {
   memory(info: MigrationInfo): void {
     this.#memory = info;
     this.#measure();
+  }
+
+  /** QEMU itself said that it is in post-copy: one that was asked for may end as pre-copy all the same. */
+  enteredPostcopy(): void {
+    this.#wasPostcopy = true;
   }
 
   /** The vCPUs stopped here. */

@@ -12,7 +12,7 @@ import type {
   MigrationResult,
   VmToMove,
 } from '../model/migration.ts';
-import { delay } from '../qmp/index.ts';
+import { delay, type QmpEvent } from '../qmp/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import { type Door, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
@@ -104,7 +104,7 @@ export class SourceMigration {
       onFailure: surroundings.onFailure,
     });
     this.#retry = setInterval(() => this.#tell({ name: 'retry' }), retryMs);
-    this.#unsubscribe = machine?.onStatus(({ running }) => !running && this.#tracker.paused()) ?? (() => {});
+    this.#unsubscribe = machine?.qmp.onEvent((event) => this.#watch(event)) ?? (() => {});
     machine?.exited.then(() => this.#tell({ name: 'vm-ended' }));
   }
 
@@ -177,6 +177,12 @@ export class SourceMigration {
     await this.#closeDoors();
     await this.#copy?.done;
     await this.#engine.stop();
+  }
+
+  #watch(event: QmpEvent): void {
+    if (event.name === 'STOP') this.#tracker.paused();
+    if (event.name === 'MIGRATION' && event.data.status === 'postcopy-active')
+      this.#tracker.enteredPostcopy();
   }
 
   /** Events that nobody waits for. Refusals cannot come of them, and failures have their own way. */

