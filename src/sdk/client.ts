@@ -38,7 +38,10 @@ export interface ConnectOptions {
 
 export interface ImportInput extends CallOptions {
   query?: RouteInput<'importImage'>['query'];
-  /** The file: a Blob, as browsers and `fs.openAsBlob` have it, or a stream of its bytes. */
+  /**
+   * The file: a Blob, as browsers and `fs.openAsBlob` have it, or a stream of its bytes. Browsers stream bodies over
+   * HTTP/2 only, which the daemon does not speak: there, it has to be a Blob.
+   */
   body: Blob | ReadableStream<Uint8Array>;
   /** Bytes of a stream, if known: the daemon then checks its disk space before it takes them. */
   sizeBytes?: number;

@@ -36,10 +36,25 @@ export async function attachConsole(
   input: { params: { vm: string } } & CallOptions,
 ): Promise<ConsoleSession> {
   const { signal } = input;
-  signal?.throwIfAborted();
   const address = connection.url.replace(/^http/, 'ws') + pathOf('attachConsole', input);
   const protocols = ['viper.console', ...(connection.token ? [`bearer.${connection.token}`] : [])];
-  const socket = new WebSocket(address, protocols);
+  signal?.throwIfAborted();
+  const open = () => openSession(new WebSocket(address, protocols), signal);
+  const session = await open();
+  if (session) return session;
+  const refusal = await whyRefused(connection, getVm, input);
+  // The daemon asks its callers for a certificate, optional as it is. Chromium gives up a WebSocket that is asked
+  // before any fetch was; by now the question after the reason has been that fetch.
+  const second = refusal.code === 'unreachable' && (await open());
+  if (second) return second;
+  throw refusal;
+}
+
+/** The session once the socket is open; undefined if it was refused. */
+async function openSession(
+  socket: WebSocket,
+  signal: AbortSignal | undefined,
+): Promise<ConsoleSession | undefined> {
   socket.binaryType = 'arraybuffer';
   const onAbort = () => socket.close(1000);
   signal?.addEventListener('abort', onAbort, { once: true });
@@ -51,7 +66,7 @@ export async function attachConsole(
   });
   if (opened) return session;
   signal?.throwIfAborted();
-  throw await whyRefused(connection, getVm, input);
+  return undefined;
 }
 
 function sessionOf(socket: WebSocket): ConsoleSession {

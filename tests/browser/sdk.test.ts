@@ -28,6 +28,13 @@ const answerer = [
   ...[0xeb, 0xef], //             jmp start
 ];
 
+function bootDisk(): Uint8Array<ArrayBuffer> {
+  const disk = new Uint8Array(MiB);
+  disk.set(answerer);
+  disk.set([0x55, 0xaa], 510);
+  return disk;
+}
+
 const options = { timeout: 180_000 };
 const resources = new AsyncDisposableStack();
 let edge: LabCloudlet;
@@ -66,9 +73,6 @@ test('a page reads the cloudlet and its VMs', options, async () => {
 });
 
 test('a page imports an image from a Blob', options, async () => {
-  const disk = Buffer.alloc(MiB);
-  disk.set(answerer);
-  disk.set([0x55, 0xaa], 510);
   const image = await page.evaluate(
     ({ code, size }) => {
       const disk = new Uint8Array(size);
@@ -78,7 +82,7 @@ test('a page imports an image from a Blob', options, async () => {
     },
     { code: answerer, size: MiB },
   );
-  assert.equal(image.digest, `sha256:${createHash('sha256').update(disk).digest('hex')}`);
+  assert.equal(image.digest, `sha256:${createHash('sha256').update(bootDisk()).digest('hex')}`);
   assert.deepEqual([image.format, image.virtualBytes, image.aliases], ['raw', MiB, ['answerer']]);
 });
 
@@ -185,6 +189,22 @@ test('a page types at the console of a VM and the guest answers', options, async
   assert.equal(end.code, 1000);
 });
 
+test('the console may be the first that a browser asks of a cloudlet', options, async () => {
+  await using fresh = await openChromium(edge.caFile);
+  const first = await fresh.newPage();
+  await first.goto(page.url());
+  await first.waitForFunction(() => 'sdk' in window);
+  const end = await first.evaluate(
+    async (options) => {
+      const session = await window.sdk.connect(options).attachConsole({ params: { vm: 'web' } });
+      session.close();
+      return session.closed;
+    },
+    { url: edge.url, token: edge.token },
+  );
+  assert.equal(end.code, 1000);
+});
+
 test('the events of a page go on after a restart of the daemon', options, async () => {
   const before = await page.evaluate(() => window.seen.at(-1)!.id);
   await edge.stop();
@@ -231,6 +251,40 @@ test('a page of an origin that the cloudlet does not allow reaches nothing', opt
   assert.equal(blocked.length, refusals.length, console.join('\n'));
   await other.close();
 });
+
+test(
+  'such a page gets no console either, though browsers open WebSockets for any page',
+  options,
+  async () => {
+    const body = {
+      name: 'web',
+      image: 'answerer',
+      instanceType: 'tiny',
+      hardware: { memoryBytes: 64 * MiB },
+    };
+    await edge.viper.importImage({ body: new Blob([bootDisk()]), query: { alias: 'answerer' } });
+    await edge.viper.wait(await edge.viper.createVm({ body }));
+    const other = await browser.newPage();
+    await other.goto(stranger.origin);
+    await other.waitForFunction(() => 'sdk' in window);
+    const opened = await other.evaluate(
+      async ({ url, token }) => {
+        const viper = window.sdk.connect({ url, token });
+        // A fetch goes before, so that it is not the question for a certificate that keeps the WebSocket shut.
+        await window.refusal(viper.getHealth());
+        const address = `${url.replace('https', 'wss')}/v1/vms/web/console`;
+        const socket = new WebSocket(address, ['viper.console', `bearer.${token}`]);
+        return new Promise<boolean>((resolve) => {
+          socket.onopen = () => resolve(true);
+          socket.onclose = () => resolve(false);
+        });
+      },
+      { url: edge.url, token: edge.token },
+    );
+    assert.equal(opened, false);
+    await other.close();
+  },
+);
 
 test('no error stayed uncaught in the page', () => {
   assert.deepEqual(problems, []);

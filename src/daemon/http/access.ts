@@ -38,9 +38,24 @@ function bearerOf(request: FastifyRequest): string | undefined {
     ?.slice('bearer.'.length);
 }
 
-/** Notes the caller on the request, or refuses: 401 for no good credential, 403 for too small a one. */
+/**
+ * A browser shows its user's certificate for whichever page asks, and opens WebSockets for any of them. `Origin` says
+ * which page asks: one of our own or of `corsOrigins` may. What is no browser sends none.
+ */
+function requireKnownPage({ config }: Cloudlet, { headers: { origin, host } }: FastifyRequest): void {
+  if (origin === undefined || config.corsOrigins.includes(origin)) return;
+  if (host !== undefined && URL.parse(origin)?.host === host) return;
+  const message = `A web page of ${origin.slice(0, 100)} may not call this cloudlet: corsOrigins does not name it`;
+  throw new AppError('forbidden', message, { origin: origin.slice(0, 100) });
+}
+
+/**
+ * Notes the caller on the request, or refuses: 401 for no good credential, 403 for too small a one or a page that is
+ * not allowed.
+ */
 export function authorize(cloudlet: Cloudlet, access: Access, request: FastifyRequest): void {
   if (access === 'open') return;
+  requireKnownPage(cloudlet, request);
   const caller = cloudlet.credentials.authenticate({
     bearer: bearerOf(request),
     peerCertificate: peerCertificate(request),
