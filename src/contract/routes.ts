@@ -364,7 +364,7 @@ export const routes = {
   attachConsole: {
     summary:
       'The live serial console as a WebSocket of binary messages. Browsers, which cannot set headers, offer the ' +
-      'subprotocols `viper.console` and `bearer.TOKEN`',
+      'subprotocols viper.console and bearer.TOKEN',
     tag: 'vms',
     access: 'operate',
     params: vm,

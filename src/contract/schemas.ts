@@ -10,8 +10,12 @@ import { operationStates, vmActions, vmStates } from '../model/states.ts';
 import { GiB, MiB } from '../model/units.ts';
 
 /** A JSON object with exactly these properties: unknown ones are refused, so that a typing slip is told. */
-const Exact = <T extends Record<string, TSchema>>(properties: T, description?: string) =>
-  Type.Object(properties, { additionalProperties: false, ...(description ? { description } : {}) });
+const Exact = <T extends Record<string, TSchema>>(properties: T) =>
+  Type.Object(properties, { additionalProperties: false });
+
+/** The body of a request, with an example that the docs page offers to send. */
+const Body = <T extends Record<string, TSchema>>(example: Record<string, unknown>, properties: T) =>
+  Type.Object(properties, { additionalProperties: false, examples: [example] });
 
 /**
  * A string enumeration that stays readable in the document: `enum` instead of `anyOf` of constants.
@@ -170,32 +174,41 @@ export const Seed = Exact({
   userData: Type.Optional(Type.String({ maxLength: 65536, description: 'Raw cloud-init user data.' })),
 });
 
-export const CreateVm = Exact({
-  name: Name,
-  image: Type.Optional(Reference),
-  snapshot: Type.Optional(Reference),
-  instanceType: Type.Optional(Name),
-  hardware: Type.Optional(Hardware),
-  seed: Type.Optional(Seed),
-  start: Type.Optional(Type.Boolean({ default: true })),
-});
+export const CreateVm = Body(
+  { name: 'web', image: 'tiny', instanceType: 'tiny' },
+  {
+    name: Name,
+    image: Type.Optional(Reference),
+    snapshot: Type.Optional(Reference),
+    instanceType: Type.Optional(Name),
+    hardware: Type.Optional(Hardware),
+    seed: Type.Optional(Seed),
+    start: Type.Optional(Type.Boolean({ default: true })),
+  },
+);
 
-export const StopVm = Exact({
-  force: Type.Optional(Type.Boolean({ default: false, description: 'Do not ask the guest first.' })),
-  graceMs: Type.Optional(
-    Type.Integer({ minimum: 0, maximum: 600_000, default: 30_000, description: 'Then it is forced.' }),
-  ),
-});
-
-export const CloneVm = Exact({
-  name: Name,
-  identity: Type.Optional(
-    OneOf(
-      ['new', 'keep'],
-      '`new` (default): own MACs, host name and machine id; a running VM needs its agent.',
+export const StopVm = Body(
+  { graceMs: 30_000 },
+  {
+    force: Type.Optional(Type.Boolean({ default: false, description: 'Do not ask the guest first.' })),
+    graceMs: Type.Optional(
+      Type.Integer({ minimum: 0, maximum: 600_000, default: 30_000, description: 'Then it is forced.' }),
     ),
-  ),
-});
+  },
+);
+
+export const CloneVm = Body(
+  { name: 'web-2' },
+  {
+    name: Name,
+    identity: Type.Optional(
+      OneOf(
+        ['new', 'keep'],
+        '`new` (default): own MACs, host name and machine id; a running VM needs its agent.',
+      ),
+    ),
+  },
+);
 
 const Exit = Exact({ reason: OneOf(['shutdown', 'forced', 'crashed']), at: Time, detail: Type.String() });
 const Origin = Exact({
@@ -252,11 +265,14 @@ export const Guest = Exact({
   ),
 });
 
-export const Exec = Exact({
-  argv: Type.Array(Type.String({ maxLength: 65536 }), { minItems: 1, maxItems: 256 }),
-  input: Type.Optional(Type.String({ maxLength: 1024 * 1024, description: 'Standard input.' })),
-  timeoutMs: Type.Optional(Type.Integer({ minimum: 1, maximum: 600_000, default: 30_000 })),
-});
+export const Exec = Body(
+  { argv: ['uname', '-r'] },
+  {
+    argv: Type.Array(Type.String({ maxLength: 65536 }), { minItems: 1, maxItems: 256 }),
+    input: Type.Optional(Type.String({ maxLength: 1024 * 1024, description: 'Standard input.' })),
+    timeoutMs: Type.Optional(Type.Integer({ minimum: 1, maximum: 600_000, default: 30_000 })),
+  },
+);
 export const ExecReply = Exact({
   exitCode: Type.Integer(),
   stdout: Type.String(),
@@ -266,15 +282,18 @@ export const ExecReply = Exact({
 
 // --- golden snapshots
 
-export const CreateSnapshot = Exact({
-  name: Name,
-  image: Reference,
-  instanceType: Type.Optional(Name),
-  hardware: Type.Optional(Hardware),
-  readyTimeoutMs: Type.Optional(
-    Type.Integer({ minimum: 1000, maximum: 900_000, default: 180_000, description: 'For the boot.' }),
-  ),
-});
+export const CreateSnapshot = Body(
+  { name: 'golden', image: 'tiny', instanceType: 'tiny' },
+  {
+    name: Name,
+    image: Reference,
+    instanceType: Type.Optional(Name),
+    hardware: Type.Optional(Hardware),
+    readyTimeoutMs: Type.Optional(
+      Type.Integer({ minimum: 1000, maximum: 900_000, default: 180_000, description: 'For the boot.' }),
+    ),
+  },
+);
 export const Snapshot = Exact({
   id: Uuid,
   name: Name,
@@ -306,28 +325,38 @@ export const MigrationOptions = Exact({
   limits: Limits,
   channels: Type.Integer({ minimum: 0, maximum: 16 }),
 });
-export const MigrateVm = Exact({
-  to: Type.String({ pattern: '^[a-z0-9][a-z0-9-]{0,62}$', description: 'Name or id of a peer.' }),
-  mode: Type.Optional(OneOf(migrationModes)),
-  limits: Type.Optional(
-    Exact({
-      downtimeMs: Type.Optional(Limits.properties.downtimeMs),
-      bandwidthBps: Type.Optional(Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 })),
-      autoConverge: Type.Optional(Type.Boolean()),
-    }),
-  ),
-});
-export const Drain = Exact({
-  to: Type.Optional(
-    Type.Array(MigrateVm.properties.to, { minItems: 1, maxItems: 100, description: 'Peers; all if absent.' }),
-  ),
-  parallel: Type.Optional(
-    Type.Integer({ minimum: 1, maximum: 16, default: 2, description: 'VMs at one time.' }),
-  ),
-  order: Type.Optional(
-    OneOf(['smallest', 'largest', 'oldest'], 'By memory, or by age; `smallest` if absent.'),
-  ),
-});
+export const MigrateVm = Body(
+  { to: 'edge2' },
+  {
+    to: Type.String({ pattern: '^[a-z0-9][a-z0-9-]{0,62}$', description: 'Name or id of a peer.' }),
+    mode: Type.Optional(OneOf(migrationModes)),
+    limits: Type.Optional(
+      Exact({
+        downtimeMs: Type.Optional(Limits.properties.downtimeMs),
+        bandwidthBps: Type.Optional(Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 })),
+        autoConverge: Type.Optional(Type.Boolean()),
+      }),
+    ),
+  },
+);
+export const Drain = Body(
+  { parallel: 2 },
+  {
+    to: Type.Optional(
+      Type.Array(MigrateVm.properties.to, {
+        minItems: 1,
+        maxItems: 100,
+        description: 'Peers; all if absent.',
+      }),
+    ),
+    parallel: Type.Optional(
+      Type.Integer({ minimum: 1, maximum: 16, default: 2, description: 'VMs at one time.' }),
+    ),
+    order: Type.Optional(
+      OneOf(['smallest', 'largest', 'oldest'], 'By memory, or by age; `smallest` if absent.'),
+    ),
+  },
+);
 export const ClaimVm = Exact({
   reason: Type.String({
     minLength: 3,
@@ -485,12 +514,15 @@ export const Event = Exact({
 // --- credentials
 
 export const Scope = OneOf(['admin', 'operate', 'read', 'device']);
-export const CreateToken = Exact({
-  name: Type.String({ minLength: 1, maxLength: 100, pattern: '^[^\\u0000-\\u001f]*$' }),
-  scopes: Type.Array(Scope, { minItems: 1, maxItems: 4, uniqueItems: true }),
-  expiresInS: Type.Optional(Type.Integer({ minimum: 1, maximum: 10 * 366 * 24 * 3600 })),
-  certificateFingerprint: Type.Optional(Fingerprint),
-});
+export const CreateToken = Body(
+  { name: 'reader', scopes: ['read'], expiresInS: 86_400 },
+  {
+    name: Type.String({ minLength: 1, maxLength: 100, pattern: '^[^\\u0000-\\u001f]*$' }),
+    scopes: Type.Array(Scope, { minItems: 1, maxItems: 4, uniqueItems: true }),
+    expiresInS: Type.Optional(Type.Integer({ minimum: 1, maximum: 10 * 366 * 24 * 3600 })),
+    certificateFingerprint: Type.Optional(Fingerprint),
+  },
+);
 export const Token = Exact({
   id: Uuid,
   name: Type.String(),
