@@ -332,10 +332,12 @@ export class VmService {
     await copyDisk({ from, to: diskIn(directory), reserveBytes: this.#config.reserveBytes, signal });
   }
 
-  /** Starts QEMU and journals it; afterwards the VM runs. */
+  /**
+   * Starts QEMU and journals it; afterwards the VM runs. One that is being made stays `creating` until then, so that
+   * a daemon that dies leaves nothing of it.
+   */
   async #begin(managed: Managed, start: Start, signal: AbortSignal): Promise<void> {
     const began = performance.now();
-    this.#registry.update(managed, { state: 'starting' });
     const { machine, accelerator } =
       start === 'boot'
         ? await this.#runner.boot(managed.record, signal)
