@@ -12,6 +12,7 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { connectNode, type NodeViper } from '../sdk/node.ts';
+import { LinkProxy } from './link-proxy.ts';
 
 const program = path.resolve(import.meta.dirname, '../daemon/main.ts');
 const launcher = path.resolve(import.meta.dirname, '../../bin/viper');
@@ -27,6 +28,13 @@ interface Made {
   token: string;
 }
 
+export interface LabOptions {
+  /** Of its daemon, and so of its guests. */
+  env?: Record<string, string>;
+  /** Other cloudlets reach it only through a `LinkProxy`; `viper` does not go through it. */
+  proxied?: boolean;
+}
+
 export class LabCloudlet {
   readonly name: string;
   readonly id: string;
@@ -35,16 +43,25 @@ export class LabCloudlet {
   readonly caFile: string;
   readonly directory: string;
   readonly viper: NodeViper;
+  readonly link: LinkProxy | undefined;
+  readonly #env: Record<string, string>;
   #daemon: ChildProcess | undefined;
 
-  private constructor(directory: string, made: Made, ca: string) {
+  private constructor(
+    directory: string,
+    made: Made,
+    ca: string,
+    { listen, link, env = {} }: { listen: string; link: LinkProxy | undefined } & LabOptions,
+  ) {
     this.directory = directory;
+    this.link = link;
+    this.#env = env;
     this.name = made.name;
     this.id = made.id;
     this.url = made.url;
     this.token = made.token;
     this.caFile = made.caFile;
-    this.viper = connectNode({ url: made.url, token: made.token, ca });
+    this.viper = connectNode({ url: `https://${listen}`, token: made.token, ca });
   }
 
   /**
@@ -56,17 +73,23 @@ export class LabCloudlet {
     name: string,
     joining?: LabCloudlet,
     config: object = {},
+    options: LabOptions = {},
   ): Promise<LabCloudlet> {
     const directory = path.join(root, name);
-    const listen = `127.0.0.1:${await freePort()}`;
-    const common = ['--state', directory, '--name', name, '--listen', listen, '--json'];
+    const port = await freePort();
+    const listen = `127.0.0.1:${port}`;
+    const link = options.proxied ? await LinkProxy.listen() : undefined;
+    link?.leadTo(port);
+    const url = link ? ['--url', `https://127.0.0.1:${link.port}`] : [];
+    const common = ['--state', directory, '--name', name, '--listen', listen, ...url, '--json'];
     const made = joining
       ? await runProgram(['join', joining.url, ...common], {
           VIPER_JOIN_TOKEN: (await joining.viper.createJoinToken({ body: {} })).token,
         })
       : await runProgram(['init', ...common]);
     await writeFile(path.join(directory, 'config.json'), JSON.stringify({ listen, ...config }));
-    const cloudlet = new LabCloudlet(directory, made, await readFile(made.caFile, 'utf8'));
+    const ca = await readFile(made.caFile, 'utf8');
+    const cloudlet = new LabCloudlet(directory, made, ca, { ...options, listen, link });
     await cloudlet.start();
     return cloudlet;
   }
@@ -80,6 +103,7 @@ export class LabCloudlet {
     const log = await open(path.join(this.directory, 'daemon.log'), 'a', 0o600);
     const daemon = spawn(launcher, ['daemon', '--state', this.directory], {
       stdio: ['ignore', log.fd, log.fd],
+      env: { ...process.env, ...this.#env },
     });
     await log.close();
     this.#daemon = daemon;
@@ -130,8 +154,8 @@ export class LabFleet implements AsyncDisposable {
   }
 
   /** The first cloudlet founds the fleet, each further one joins it. */
-  async add(name: string, config?: object): Promise<LabCloudlet> {
-    const cloudlet = await LabCloudlet.make(this.root, name, this.cloudlets[0], config);
+  async add(name: string, config?: object, options?: LabOptions): Promise<LabCloudlet> {
+    const cloudlet = await LabCloudlet.make(this.root, name, this.cloudlets[0], config, options);
     this.cloudlets.push(cloudlet);
     return cloudlet;
   }
@@ -139,7 +163,10 @@ export class LabFleet implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all(this.cloudlets.map((cloudlet) => cloudlet.stop()));
     await endQemusUnder(this.root);
-    for (const { viper } of this.cloudlets) await viper[Symbol.asyncDispose]();
+    for (const { viper, link } of this.cloudlets) {
+      await viper[Symbol.asyncDispose]();
+      await link?.[Symbol.asyncDispose]();
+    }
     await rm(this.root, { recursive: true, force: true });
   }
 }
