@@ -37,7 +37,8 @@ const ourCapabilities: MigrationCapability[] = [
 export interface MemoryOutOptions {
   socketPath: string;
   mode: MigrationMode;
-  limits: MigrationLimits;
+  /** The present ones: they may change at any time. */
+  limits: () => MigrationLimits;
   channels: number;
   signal: AbortSignal;
   onInfo: (info: MigrationInfo) => void;
@@ -137,18 +138,18 @@ export async function dropMemoryOut(qmp: QmpConnection, signal: AbortSignal): Pr
 }
 
 async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<void> {
-  const { mode, limits, channels } = options;
+  const { mode, channels } = options;
   const hasPostcopy = mode !== 'precopy';
   await setCapabilities(qmp, [
     'events',
     'pause-before-switchover',
-    ...(limits.autoConverge ? (['auto-converge'] as const) : []),
+    ...(options.limits().autoConverge ? (['auto-converge'] as const) : []),
     ...(hasPostcopy ? (['postcopy-ram', 'return-path'] as const) : []),
     ...(channels > 0 && !hasPostcopy ? (['multifd'] as const) : []),
   ]);
   if (channels > 0 && !hasPostcopy)
     await qmp.execute('migrate-set-parameters', { 'multifd-channels': channels });
-  await setLimits(qmp, limits);
+  await setLimits(qmp, options.limits());
 }
 
 async function setCapabilities(qmp: QmpConnection, on: readonly MigrationCapability[]): Promise<void> {

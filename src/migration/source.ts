@@ -265,7 +265,8 @@ export class SourceMigration {
 
   async #copyAll(ticket: Ticket, signal: AbortSignal): Promise<void> {
     const { qmp } = this.#machine!;
-    const { mode, storage, limits, channels } = this.#options;
+    const { mode, storage, channels } = this.#options;
+    const limits = () => this.#options.limits;
     const isCopied = storage === 'copied';
     const broken = Promise.withResolvers<never>();
     broken.promise.catch(() => {});
@@ -279,8 +280,10 @@ export class SourceMigration {
     };
     if (isCopied) {
       this.#tracker.enter('disk');
-      const speedBytesPerSecond = mirrorSpeed(limits);
-      await startMirror(qmp, { socketPath: await door('disk'), speedBytesPerSecond });
+      const socketPath = await door('disk');
+      await startMirror(qmp, { socketPath, speedBytesPerSecond: mirrorSpeed(limits()) });
+      // They may have been changed while there was no job to tell.
+      await setMirrorSpeed(qmp, mirrorSpeed(limits()));
       await waitUntilMirrored(qmp, {
         signal,
         onProgress: (progress) => {

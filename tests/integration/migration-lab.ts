@@ -364,8 +364,8 @@ done`;
 export async function startCheckers(machine: Machine): Promise<void> {
   const start =
     `mkdir -p /dev/shm/memory /run/sums-memory /run/sums-disk /data/disk; cat >/run/checker; ` +
-    `setsid sh /run/checker /dev/shm/memory 24 /run/sums-memory 1048576 0 </dev/null >/dev/null 2>&1 & ` +
-    `setsid sh /run/checker /data/disk 12 /run/sums-disk 262144 1 </dev/null >/dev/null 2>&1 &`;
+    `setsid sh /run/checker /dev/shm/memory 24 /run/sums-memory 393216 0 </dev/null >/dev/null 2>&1 & ` +
+    `setsid sh /run/checker /data/disk 12 /run/sums-disk 131072 1 </dev/null >/dev/null 2>&1 &`;
   await inGuest(machine, start, checker);
   // Once round, so that every block is checked from now on.
   await checked(machine, { memory: 24, disk: 12 });
@@ -381,7 +381,7 @@ export async function startWriting(machine: Machine): Promise<void> {
 }
 
 /** Waits until the guest has checked that many more blocks, and that none was corrupt. */
-export async function checked(machine: Machine, more = { memory: 30, disk: 14 }): Promise<void> {
+export async function checked(machine: Machine, more = { memory: 26, disk: 13 }): Promise<void> {
   const first = await counts(machine);
   for (const deadline = Date.now() + 180_000; ; ) {
     const now = await counts(machine);
