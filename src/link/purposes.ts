@@ -1,0 +1,10 @@
+/** What a session is for; it is the ALPN name as well, so one port serves the HTTP API and every purpose. */
+export const linkPurposes = ['viper-control/1', 'viper-memory/1', 'viper-disk/1', 'viper-image/1'] as const;
+
+export type LinkPurpose = (typeof linkPurposes)[number];
+
+/** `ALPNProtocols` for the server that `attachLink` is given: ours, and HTTP for all others. */
+export const serverAlpnProtocols: readonly string[] = [...linkPurposes, 'http/1.1'];
+
+export const isLinkPurpose = (name: unknown): name is LinkPurpose =>
+  linkPurposes.some((each) => each === name);
