@@ -398,6 +398,7 @@ export const MigrationCheck = Exact({
   problems: Type.Array(Problem),
   hasImage: Type.Boolean({ description: 'Else the source sends the base image first.' }),
 });
+const Ticket = Exact({ secret: Type.String({ maxLength: 200 }), expiresAt: Time });
 /** What two daemons say to each other about one migration; see src/migration/protocol.ts. */
 export const MigrationMessage = Type.Union([
   Exact({ name: Type.Literal('prepare'), vm: VmToMove, options: MigrationOptions }),
@@ -406,8 +407,9 @@ export const MigrationMessage = Type.Union([
   Exact({ name: OneOf(['pages-lost', 'done', 'gone', 'ask', 'unknown']) }),
   Exact({
     name: Type.Literal('prepared'),
-    ticket: Exact({ secret: Type.String({ maxLength: 200 }), expiresAt: Time }),
+    ticket: Ticket,
   }),
+  Exact({ name: Type.Literal('recover'), ticket: Ticket }),
   Exact({ name: Type.Literal('refused'), problems: Type.Array(Problem, { maxItems: 100 }) }),
   Exact({ name: Type.Literal('running'), epoch: Type.Integer(), complete: Type.Boolean() }),
   Exact({ name: Type.Literal('rejected'), reason: Type.String({ maxLength: 10_000 }) }),

@@ -1,26 +1,18 @@
 /**
- * The migrations of this cloudlet: gives the two halves of `migration/` what they need of the daemon (journal,
- * messages, sessions, QEMU, files), and keeps the VM's record in step with who owns the VM.
- *
- * Messages travel as HTTPS requests between the daemons, since each may be lost, late or repeated; bytes travel in
- * sessions of the link. While a migration is at work on a VM, nothing else is.
+ * The migrations of this cloudlet: who asks for one, who asks about one, and what an earlier daemon has left. The two
+ * halves are in files of their own; while one is at work on a VM, nothing else is.
  */
-
-import { once } from 'node:events';
-import { createReadStream } from 'node:fs';
-import { pipeline } from 'node:stream/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
-import { type AcceptedSession, openSession, type Session, type SessionRequest } from '../../link/index.ts';
-import { DestinationMigration } from '../../migration/destination.ts';
-import { absentDestination, isDestinationOver } from '../../migration/destination-machine.ts';
-import type { Problem, Ticket, ToDestination, ToSource } from '../../migration/protocol.ts';
-import { type SessionPurpose, SourceMigration } from '../../migration/source.ts';
-import { isSourceOver, plannedSource } from '../../migration/source-machine.ts';
+import type { AcceptedSession, SessionRequest } from '../../link/index.ts';
+import type { DestinationMigration } from '../../migration/destination.ts';
+import { absentDestination } from '../../migration/destination-machine.ts';
+import type { Problem, ToDestination, ToSource } from '../../migration/protocol.ts';
+import type { SourceMigration } from '../../migration/source.ts';
+import { plannedSource } from '../../migration/source-machine.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
-import type { Peer } from '../../model/fleet.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import type {
   MigrationLimits,
@@ -42,6 +34,11 @@ import type { Managed, VmRegistry } from '../vms/registry.ts';
 import { diskIn, type Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
 import { checkArrival } from './arrival.ts';
+import { makeDestination } from './destination-half.ts';
+import type { HalfParts } from './half.ts';
+import { imageHello, sendImage, takeImage } from './image-transfer.ts';
+import { MigrationJournal } from './journal.ts';
+import { linkPurposes, PeerSide } from './peer-side.ts';
 import {
   type DestinationRecord,
   endingOf,
@@ -49,6 +46,7 @@ import {
   type SourceRecord,
   viewOf,
 } from './record.ts';
+import { makeSource, removeOldDoors } from './source-half.ts';
 
 export interface MigrationServiceOptions {
   identity: () => CloudletIdentity;
@@ -65,24 +63,24 @@ export interface MigrationServiceOptions {
   log: FastifyBaseLogger;
 }
 
-/** Short: a message that does not come through is sent again soon. */
-const messageTimeoutMs = 3000;
-/** A destination that has not answered `prepare` by then is not waited for any longer. */
-const prepareTimeoutMs = 120_000;
-/** How long a migration that was undone here waits until the other side has cleared up. */
-const withdrawTimeoutMs = 60_000;
-const defaultLimits: MigrationLimits = { downtimeMs: 300, autoConverge: false };
+type MigrateVm = Static<typeof schemas.MigrateVm>;
 
-const purposes = { disk: 'viper-disk/1', memory: 'viper-memory/1' } as const;
+const defaultLimits: MigrationLimits = { downtimeMs: 300, autoConverge: false };
 
 export class MigrationService {
   readonly #options: MigrationServiceOptions;
+  readonly #journal: MigrationJournal;
+  readonly #peers: PeerSide;
+  readonly #parts: HalfParts;
   readonly #outgoing = new Map<Uuid, SourceMigration>();
   readonly #incoming = new Map<Uuid, DestinationMigration>();
   #closed = false;
 
   constructor(options: MigrationServiceOptions) {
     this.#options = options;
+    this.#journal = new MigrationJournal(options.store);
+    this.#peers = new PeerSide(options);
+    this.#parts = { ...options, journal: this.#journal, peers: this.#peers };
   }
 
   // --- asked by people
@@ -93,48 +91,57 @@ export class MigrationService {
   }
 
   get(id: Uuid): Static<typeof schemas.Migration> {
-    return viewOf(this.#live(this.#require(id)));
+    return viewOf(this.#live(this.#journal.require(id)));
   }
 
   /** The checks of both sides, without moving anything. */
-  async plan(
-    reference: string,
-    request: Static<typeof schemas.MigrateVm>,
-  ): Promise<Static<typeof schemas.MigrationPlan>> {
-    const { registry } = this.#options;
-    const managed = registry.find(reference);
-    registry.require(managed, 'migrate');
-    const peer = this.#findPeer(request.to);
-    const { problems } = await this.#check(peer, newId(), await this.#vmToMove(managed), optionsOf(request));
+  async plan(reference: string, request: MigrateVm): Promise<Static<typeof schemas.MigrationPlan>> {
+    const { problems } = await this.#ask(reference, request);
     return { problems };
   }
 
   /** Starts a migration and answers with the operation that ends when it has. */
-  async start(reference: string, request: Static<typeof schemas.MigrateVm>): Promise<Operation> {
-    const { registry, operations } = this.#options;
-    const managed = registry.find(reference);
-    registry.require(managed, 'migrate');
-    const peer = this.#findPeer(request.to);
-    const options = optionsOf(request);
-    const id = newId();
-    const vm = await this.#vmToMove(managed);
-    const { problems, hasImage } = await this.#check(peer, id, vm, options);
+  async start(reference: string, request: MigrateVm): Promise<Operation> {
+    const { registry } = this.#options;
+    const { id, managed, peer, vm, options, problems, hasImage } = await this.#ask(reference, request);
     if (problems.length > 0) throw refused(vm, peer, problems);
     registry.require(managed, 'migrate');
+    return this.#operate(managed, { id, vm }, async (work) => {
+      if (!hasImage) await this.#sendImage(peer.id, vm, id, work);
+      const record: SourceRecord = {
+        id,
+        role: 'source',
+        vm,
+        options,
+        peer: { id: peer.id, name: peer.name },
+        createdAt: new Date().toISOString(),
+        state: plannedSource(vm.epoch),
+      };
+      return this.#migrate(managed, record, work, (migration) => migration.start());
+    });
+  }
+
+  async #ask(reference: string, request: MigrateVm) {
+    const { registry, runner } = this.#options;
+    const managed = registry.find(reference);
+    registry.require(managed, 'migrate');
+    const peer = this.#peers.find(request.to);
+    const [id, vm, options] = [newId(), await this.#vmToMove(managed), optionsOf(request)];
+    const { qemu } = await runner.facts();
+    const sentAt = new Date().toISOString();
+    const answer = await this.#peers.check(peer, id, { vm, options, qemuVersion: qemu.version, sentAt });
+    return { id, managed, peer, vm, options, ...answer };
+  }
+
+  #operate(
+    managed: Managed,
+    { id, vm }: Pick<MigrationRecord, 'id' | 'vm'>,
+    work: (work: OperationContext) => Promise<Record<string, string>>,
+  ): Operation {
     const subject = { vmId: vm.id, name: vm.name, migrationId: id };
-    const operation = operations.run('vm.migrate', subject, async (work) => {
+    const operation = this.#options.operations.run('vm.migrate', subject, async (run) => {
       try {
-        if (!hasImage) await this.#sendImage(peer, vm, id, work);
-        const record: SourceRecord = {
-          id,
-          role: 'source',
-          vm,
-          options,
-          peer: { id: peer.id, name: peer.name },
-          createdAt: new Date().toISOString(),
-          state: plannedSource(vm.epoch),
-        };
-        return await this.#migrate(managed, record, work);
+        return await work(run);
       } finally {
         if (managed.operationId === operation.id) delete managed.operationId;
       }
@@ -143,46 +150,50 @@ export class MigrationService {
     return operation;
   }
 
+  /** Sees a migration to its end, or to that of the daemon; `begin` starts it, or takes it up again. */
   async #migrate(
     managed: Managed,
     record: SourceRecord,
-    work: OperationContext,
+    { signal, progress }: OperationContext,
+    begin: (migration: SourceMigration) => Promise<void>,
   ): Promise<Record<string, string>> {
-    const { id, peer } = record;
-    const migration = this.#beSource(managed, record, (progress) =>
-      work.progress({
-        phase: progress.phase,
-        done: progress.doneBytes,
-        total: progress.totalBytes,
-        unit: 'bytes',
-      }),
+    const { id, vm, peer } = record;
+    const ended = Promise.withResolvers<void>();
+    const migration = this.#beSource(managed, record, ended.resolve, ({ phase, doneBytes, totalBytes }) =>
+      progress({ phase, done: doneBytes, total: totalBytes, unit: 'bytes' }),
     );
     this.#options.registry.update(managed, { state: 'migrating' });
     const onAbort = () => {
       // A daemon that stops lets the migration go on when it is back; only a cancel ends it.
-      if ((work.signal.reason as AppError).code === 'cancelled') migration.cancel().catch(() => {});
+      if ((signal.reason as AppError).code !== 'cancelled') ended.reject(signal.reason);
+      else migration.cancel().catch(() => {});
     };
-    work.signal.addEventListener('abort', onAbort);
-    const stopped = new Promise<never>((_resolve, reject) => {
-      work.signal.addEventListener('abort', () => {
-        if ((work.signal.reason as AppError).code !== 'cancelled') reject(work.signal.reason);
-      });
-    });
-    stopped.catch(() => {});
-    await migration.start();
-    if (work.signal.aborted) onAbort();
-    const state = await Promise.race([migration.waitUntilOver(), stopped]);
+    signal.addEventListener('abort', onAbort);
+    migration.waitUntilOver().catch(ended.reject);
+    await begin(migration);
+    if (signal.aborted) onAbort();
+    await ended.promise;
+    const { state } = migration;
     if (state.name === 'moved') return { migrationId: id, cloudletId: peer.id, cloudlet: peer.name };
     const ending = endingOf({ ...record, state });
-    if (ending?.code === 'refused') throw refused(record.vm, peer, ending.problems ?? []);
-    throw new AppError('migration_failed', `VM '${record.vm.name}' was not moved: ${ending?.message}`, {
+    if (ending?.code === 'refused') throw refused(vm, peer, ending.problems ?? []);
+    throw new AppError('migration_failed', `VM '${vm.name}' was not moved: ${ending?.message}`, {
       migrationId: id,
       reason: ending?.code,
     });
   }
 
+  async #sendImage(peerId: Uuid, vm: VmToMove, id: Uuid, { signal, progress }: OperationContext) {
+    const { digest, format, fileBytes } = vm.image;
+    const session = await this.#peers.open(peerId, 'image', imageHello(id, vm.image), signal);
+    await sendImage(session, imageFile(this.#options.paths.images, digest, format), {
+      signal,
+      onBytes: (done) => progress({ phase: 'image', done, total: fileBytes, unit: 'bytes' }),
+    });
+  }
+
   async setLimits(id: Uuid, limits: MigrationLimits): Promise<Static<typeof schemas.Migration>> {
-    const record = this.#require(id);
+    const record = this.#journal.require(id);
     const migration = this.#outgoing.get(id);
     if (!migration) {
       throw new AppError('wrong_state', 'Limits are changed at the source, while the migration runs', {
@@ -192,7 +203,10 @@ export class MigrationService {
       });
     }
     await migration.setLimits(limits);
-    this.#put({ ...this.#require(id), options: { ...record.options, limits } } as MigrationRecord);
+    this.#journal.update(id, (known) => ({
+      ...(known ?? record),
+      options: { ...record.options, limits },
+    }));
     return this.get(id);
   }
 
@@ -200,7 +214,7 @@ export class MigrationService {
   async claim(reference: string, reason: string, caller: Principal): Promise<void> {
     const { registry, events } = this.#options;
     const { record: vm } = registry.find(reference);
-    const record = this.#options.store.migrations.unfinished().find((each) => each.vm.id === vm.id);
+    const record = this.#journal.unfinished().find((each) => each.vm.id === vm.id);
     const migration = record && (this.#outgoing.get(record.id) ?? this.#incoming.get(record.id));
     if (!migration) {
       throw new AppError('wrong_state', `VM '${vm.name}' is in no migration: this cloudlet owns it already`, {
@@ -222,11 +236,11 @@ export class MigrationService {
   }
 
   async #problems(vm: VmToMove, sentAt?: string): Promise<Problem[]> {
-    const { registry, runner, paths, isDraining } = this.#options;
+    const { registry, runner, paths, isDraining, store } = this.#options;
     return checkArrival(vm, {
       isDraining: isDraining(),
       ...(await runner.capacity(paths.root)),
-      hasImage: this.#options.store.images.get(vm.image.digest) !== undefined,
+      hasImage: store.images.get(vm.image.digest) !== undefined,
       isTaken: (what) => registry.has(what),
       sentAt,
     });
@@ -234,24 +248,16 @@ export class MigrationService {
 
   /** A message about a migration; it is dealt with in its own time. */
   tell(id: Uuid, message: ToDestination | ToSource, caller: Principal): void {
-    const { log } = this.#options;
-    if (caller.kind !== 'cloudlet') return;
-    const from = { id: caller.cloudletId, name: caller.name };
-    this.#receive(id, message, from).catch((error) =>
-      log.warn({ err: error, migrationId: id }, 'message not taken'),
+    if (caller.kind !== 'cloudlet' || this.#closed) return;
+    this.#receive(id, message, { id: caller.cloudletId, name: caller.name }).catch((error) =>
+      this.#options.log.warn({ err: error, migrationId: id }, 'message not taken'),
     );
   }
 
-  async #receive(
-    id: Uuid,
-    message: ToDestination | ToSource,
-    from: { id: Uuid; name: string },
-  ): Promise<void> {
-    if (this.#closed) return;
-    const record = this.#options.store.migrations.get(id);
-    if (record && record.peer.id !== from.id) {
+  async #receive(id: Uuid, message: ToDestination | ToSource, from: MigrationRecord['peer']): Promise<void> {
+    const record = this.#journal.get(id);
+    if (record && record.peer.id !== from.id)
       throw new AppError('forbidden', `Cloudlet ${from.name} has no part in migration ${id}`);
-    }
     if (record?.role === 'source') {
       // One that has ended still answers a destination that asks what became of it.
       const migration = this.#outgoing.get(id) ?? this.#beSource(undefined, record);
@@ -262,28 +268,26 @@ export class MigrationService {
     if (known) return known.receive(toDestination);
     if (toDestination.name === 'prepare') {
       const { vm, options } = toDestination;
-      const migration = this.#beDestination({
-        id,
-        role: 'destination',
-        vm,
-        options,
-        peer: from,
-        createdAt: new Date().toISOString(),
-        state: absentDestination,
-      });
-      return migration.receive(toDestination);
+      const createdAt = new Date().toISOString();
+      const state = absentDestination;
+      const common = { id, vm, options, peer: from, createdAt };
+      return this.#beDestination({ ...common, role: 'destination', state }).receive(toDestination);
     }
-    if (toDestination.name === 'commit') return this.#send(from.id, id, { name: 'unknown' });
-    if (toDestination.name === 'abort') return this.#send(from.id, id, { name: 'gone' });
+    if (toDestination.name === 'commit') return this.#peers.send(from.id, id, { name: 'unknown' });
+    if (toDestination.name === 'abort') return this.#peers.send(from.id, id, { name: 'gone' });
   }
 
   /** Takes a session of the link: bytes of a migration by its ticket, or a base image. */
   acceptSession({ purpose, hello, cloudletId }: SessionRequest): AcceptedSession {
-    if (purpose === 'viper-image/1') return { onSession: (session) => void this.#takeImage(session) };
-    const kind = purpose === purposes.disk ? 'disk' : purpose === purposes.memory ? 'memory' : undefined;
-    const migration = this.#incoming.get(String(hello.migrationId));
-    const record = this.#options.store.migrations.get(String(hello.migrationId));
-    if (!kind || !migration || record?.peer.id !== cloudletId) {
+    const { images, log } = this.#options;
+    if (purpose === linkPurposes.image) {
+      const onFailure = (error: unknown) => log.warn({ err: error, cloudletId }, 'an image was not taken');
+      return { onSession: (session) => void takeImage(session, images).catch(onFailure) };
+    }
+    const id = String(hello.migrationId);
+    const migration = this.#incoming.get(id);
+    const kind = (['disk', 'memory'] as const).find((each) => linkPurposes[each] === purpose);
+    if (!kind || !migration || this.#journal.get(id)?.peer.id !== cloudletId) {
       throw new AppError('forbidden', `There is no migration that waits for this ${purpose} session`, {
         wanted: 'ticket',
       });
@@ -300,168 +304,38 @@ export class MigrationService {
     };
   }
 
-  // --- the two halves
-
-  #beSource(
-    managed: Managed | undefined,
-    record: SourceRecord,
-    onProgress: (progress: MigrationProgress) => void = () => {},
-  ): SourceMigration {
-    const { id, vm, options, peer } = record;
-    const { registry, vms, events, log } = this.#options;
-    const fields = { migrationId: id, vmId: vm.id, peerId: peer.id };
-    let preparingSince = performance.now();
-    const migration = new SourceMigration({
-      vm,
-      options,
-      state: record.state,
-      machine: managed?.machine ?? null,
-      surroundings: {
-        journal: { append: (state) => this.#journal(record, state) },
-        send: async (message) => {
-          const name = migration.state.name;
-          const waitedMs = performance.now() - preparingSince;
-          if (name === 'preparing' && waitedMs > prepareTimeoutMs) void migration.cancel().catch(() => {});
-          if (name === 'withdrawing' && waitedMs > withdrawTimeoutMs) void migration.giveUp().catch(() => {});
-          await this.#send(peer.id, id, message);
-        },
-        openSession: (purpose, ticket, signal) => this.#openSession(peer.id, id, purpose, ticket, signal),
-        discard: async () => {
-          if (managed) await vms.forget(managed);
-        },
-        onState: (state) => {
-          preparingSince = performance.now();
-          log.info({ ...fields, state: state.name }, 'migration');
-          events.append({
-            kind: `migration.${state.name}`,
-            vmId: vm.id,
-            data: { migrationId: id, role: 'source', name: vm.name, peer: peer.name },
-          });
-          if (isSourceOver(state)) void this.#sourceOver(migration, managed, record);
-        },
-        onProgress: (progress) => {
-          onProgress(progress);
-        },
-        tellOperator: (message) => {
-          log.error(fields, message);
-          events.append({
-            kind: 'migration.attention',
-            vmId: vm.id,
-            data: { migrationId: id, name: vm.name, message },
-          });
-        },
-        onFailure: (error) => log.error({ ...fields, err: error }, 'migration stands still'),
-      },
-    });
-    this.#outgoing.set(id, migration);
-    if (managed && record.state.name !== 'planned') {
-      managed.operationId = id;
-      registry.update(managed, { state: 'migrating' });
-    }
-    return migration;
-  }
-
-  async #sourceOver(
-    migration: SourceMigration,
-    managed: Managed | undefined,
-    record: SourceRecord,
-  ): Promise<void> {
-    const { id } = record;
-    const { name } = migration.state;
-    const now = new Date().toISOString();
-    this.#put({
-      ...(this.#require(id) as SourceRecord),
-      finishedAt: now,
-      progress: migration.progress,
-      result: migration.result,
-    });
-    if (managed?.operationId === id) delete managed.operationId;
-    if (managed && name === 'ended')
-      await this.#options.vms.settle(managed, { epoch: migration.state.epoch });
-    this.#outgoing.delete(id);
-    await migration.stop();
-  }
-
-  #beDestination(record: DestinationRecord, managed?: Managed): DestinationMigration {
-    const { id, vm, options, peer } = record;
-    const { registry, vms, runner, images, events, log, store } = this.#options;
-    const fields = { migrationId: id, vmId: vm.id, peerId: peer.id };
-    let arriving = managed;
-    const migration = new DestinationMigration({
-      vm,
-      options,
-      state: record.state,
-      machine: managed?.machine ?? null,
-      surroundings: {
-        journal: { append: (state) => this.#journal(record, state) },
-        send: (message) => this.#send(peer.id, id, message),
-        check: () => this.#problems(vm),
-        make: async () => {
-          const image = images.get(vm.image.digest);
-          arriving = registry.add({
-            id: vm.id,
-            name: vm.name,
-            state: 'arriving',
-            spec: vm.spec,
-            createdAt: new Date().toISOString(),
-            epoch: vm.epoch,
-          });
-          arriving.operationId = id;
-          const { machine, accelerator } = await runner.receive(
-            vm,
-            image,
-            AbortSignal.timeout(prepareTimeoutMs),
-          );
-          registry.update(arriving, { process: machine.process, runningWith: accelerator });
-          vms.attach(arriving, machine);
-          return machine;
-        },
-        discard: async () => {
-          if (arriving) await vms.forget(arriving);
-        },
-        onState: (state) => {
-          log.info({ ...fields, state: state.name }, 'migration');
-          events.append({
-            kind: `migration.${state.name}`,
-            vmId: vm.id,
-            data: { migrationId: id, role: 'destination', name: vm.name, peer: peer.name },
-          });
-          if (state.name === 'arrived' && arriving) {
-            registry.update(arriving, { state: vm.running ? 'running' : 'paused', epoch: state.epoch });
-          }
-          if (!isDestinationOver(state)) return;
-          if (state.name === 'absent') store.migrations.delete(id);
-          else this.#put({ ...this.#require(id), finishedAt: new Date().toISOString() } as DestinationRecord);
-          this.#incoming.delete(id);
-          if (arriving?.operationId === id) delete arriving.operationId;
-          if (arriving && state.name === 'settled') void vms.settle(arriving, { epoch: state.epoch });
-          void migration.stop();
-        },
-        onFailure: (error) => log.error({ ...fields, err: error }, 'migration stands still'),
-      },
-    });
-    this.#incoming.set(id, migration);
-    if (arriving) arriving.operationId = id;
-    return migration;
-  }
-
   // --- life of the daemon
 
-  /** Goes on with what an earlier daemon had begun; the VMs whose QEMU runs have been taken over before. */
+  /** Goes on with what an earlier daemon had begun; the VMs whose QEMU runs have been taken hold of before. */
   async recover(): Promise<void> {
-    const { store, registry, log } = this.#options;
-    for (const record of store.migrations.unfinished()) {
-      const managed = registry.all().find((each) => each.record.id === record.vm.id);
-      log.warn(
-        { migrationId: record.id, vmId: record.vm.id, state: record.state.name },
-        'a migration goes on',
-      );
-      const migration =
-        record.role === 'source' ? this.#beSource(managed, record) : this.#beDestination(record, managed);
-      migration
-        .restart()
-        .catch((error) => log.error({ err: error, migrationId: record.id }, 'migration stands still'));
+    const { registry, vms, paths, log } = this.#options;
+    const unfinished = this.#journal.unfinished();
+    for (const record of unfinished) {
+      await removeOldDoors(paths.vm(record.vm.id));
+      this.#takeUp(record);
     }
+    // A daemon may die between a VM's record and that of its migration.
+    for (const managed of registry.all()) {
+      const { id, state, epoch = 1 } = managed.record;
+      if (state !== 'migrating' || unfinished.some(({ vm }) => vm.id === id)) continue;
+      log.warn({ vmId: id, state }, 'a VM is in no migration any more');
+      await vms.settle(managed, { epoch });
+    }
+  }
+
+  #takeUp(record: MigrationRecord): void {
+    const { registry, log } = this.#options;
+    const { id, vm } = record;
+    const fields = { migrationId: id, vmId: vm.id };
+    log.warn({ ...fields, role: record.role, state: record.state.name }, 'a migration goes on');
+    const managed = registry.all().find((each) => each.record.id === vm.id);
+    const onFailure = (error: unknown) => log.error({ ...fields, err: error }, 'migration stands still');
+    if (record.role === 'destination') this.#beDestination(record, managed).restart().catch(onFailure);
+    else if (!managed) this.#beSource(undefined, record).restart().catch(onFailure);
+    else
+      this.#operate(managed, record, (work) =>
+        this.#migrate(managed, record, work, (migration) => migration.restart()),
+      );
   }
 
   async close(): Promise<void> {
@@ -469,153 +343,36 @@ export class MigrationService {
     await Promise.all([...this.#outgoing.values(), ...this.#incoming.values()].map((each) => each.stop()));
   }
 
-  // --- hands
-
-  #journal<R extends MigrationRecord>(first: R, state: R['state']): void {
-    const known = this.#options.store.migrations.get(first.id) as R | undefined;
-    this.#put({ ...(known ?? first), state } as MigrationRecord);
+  #beSource(
+    managed: Managed | undefined,
+    record: SourceRecord,
+    onEnd: () => void = () => {},
+    onProgress: (progress: MigrationProgress) => void = () => {},
+  ): SourceMigration {
+    const onOver = () => {
+      this.#outgoing.delete(record.id);
+      onEnd();
+    };
+    const migration = makeSource(this.#parts, record, managed, { onProgress, onOver });
+    this.#outgoing.set(record.id, migration);
+    return migration;
   }
 
-  #put(record: MigrationRecord): void {
-    this.#options.store.migrations.put(record);
-  }
-
-  #require(id: Uuid): MigrationRecord {
-    const record = this.#options.store.migrations.get(id);
-    if (record) return record;
-    throw new AppError('not_found', `There is no migration ${id}`, { kind: 'migration', name: id });
+  #beDestination(record: DestinationRecord, found?: Managed): DestinationMigration {
+    const { id, vm } = record;
+    if (found) found.operationId = id;
+    const migration = makeDestination(this.#parts, record, found, {
+      check: () => this.#problems(vm),
+      onOver: () => this.#incoming.delete(id),
+    });
+    this.#incoming.set(id, migration);
+    return migration;
   }
 
   /** The record with what is known only while it runs. */
   #live(record: MigrationRecord): MigrationRecord {
     const migration = this.#outgoing.get(record.id);
-    return migration ? { ...record, progress: migration.progress } : record;
-  }
-
-  #findPeer(reference: string): Peer {
-    const found = this.#options.fleet.peers().find(({ id, name }) => id === reference || name === reference);
-    if (found) return found;
-    throw new AppError('not_found', `There is no peer '${reference}'`, { kind: 'peer', name: reference });
-  }
-
-  #peer(id: Uuid): Peer {
-    return this.#findPeer(id);
-  }
-
-  async #send(peerId: Uuid, id: Uuid, message: ToDestination | ToSource): Promise<void> {
-    await this.#options.fleet.client.fetch(this.#peer(peerId), `/v1/migrations/${id}/messages`, {
-      method: 'POST',
-      json: message,
-      timeoutMs: messageTimeoutMs,
-    });
-  }
-
-  async #check(
-    peer: Peer,
-    id: Uuid,
-    vm: VmToMove,
-    options: MigrationOptions,
-  ): Promise<Static<typeof schemas.MigrationCheck>> {
-    const { qemu } = await this.#options.runner.facts();
-    const body: Static<typeof schemas.CheckMigration> = {
-      vm,
-      options,
-      qemuVersion: qemu.version,
-      sentAt: new Date().toISOString(),
-    };
-    const answer = await this.#options.fleet.client.fetch(peer, `/v1/migrations/${id}/check`, {
-      method: 'POST',
-      json: body,
-    });
-    const { problems, hasImage } = (answer ?? {}) as Partial<Static<typeof schemas.MigrationCheck>>;
-    if (Array.isArray(problems) && typeof hasImage === 'boolean') return { problems, hasImage };
-    throw new AppError('peer_unreachable', `${peer.url} did not say whether the VM fits`, { url: peer.url });
-  }
-
-  async #openSession(
-    peerId: Uuid,
-    migrationId: Uuid,
-    purpose: SessionPurpose,
-    ticket: Ticket,
-    signal: AbortSignal,
-  ): Promise<Session> {
-    return this.#session(peerId, purposes[purpose], { migrationId, secret: ticket.secret }, signal);
-  }
-
-  async #session(
-    peerId: Uuid,
-    purpose: 'viper-disk/1' | 'viper-memory/1' | 'viper-image/1',
-    hello: Record<string, string | number>,
-    signal: AbortSignal,
-  ): Promise<Session> {
-    const { identity, fleet } = this.#options;
-    const session = await openSession({
-      url: this.#peer(peerId).url,
-      tls: () => identity().tls,
-      expectCloudletId: peerId,
-      identify: fleet.identify,
-      purpose,
-      hello,
-      signal,
-    });
-    session.on('error', () => {});
-    return session;
-  }
-
-  /** The base image goes first where the destination lacks it; it checks the digest. */
-  async #sendImage(peer: Peer, vm: VmToMove, migrationId: Uuid, work: OperationContext): Promise<void> {
-    const { digest, format, fileBytes } = vm.image;
-    const file = imageFile(this.#options.paths.images, digest, format);
-    const session = await this.#session(
-      peer.id,
-      'viper-image/1',
-      { migrationId, digest, format, fileBytes },
-      work.signal,
-    );
-    let sentBytes = 0;
-    const counted = async function* (source: AsyncIterable<Buffer>) {
-      for await (const chunk of source) {
-        sentBytes += chunk.length;
-        work.progress({ phase: 'image', done: sentBytes, total: fileBytes, unit: 'bytes' });
-        yield chunk;
-      }
-    };
-    session.resume();
-    const answered = once(session, 'end', { signal: work.signal });
-    await pipeline(createReadStream(file, { highWaterMark: 1024 * 1024 }), counted, session, {
-      signal: work.signal,
-    });
-    // It ends its side when the image is in its store.
-    await answered;
-  }
-
-  async #takeImage(session: Session): Promise<void> {
-    const { images, log } = this.#options;
-    session.on('error', () => {});
-    const ended = new AbortController();
-    session.once('close', () =>
-      ended.abort(new AppError('peer_unreachable', 'The session of the image ended')),
-    );
-    try {
-      const { digest, format, fileBytes } = session.hello as {
-        digest?: unknown;
-        format?: unknown;
-        fileBytes?: unknown;
-      };
-      await images.import(
-        session.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>,
-        {
-          digest: String(digest),
-          format: format === 'raw' ? 'raw' : 'qcow2',
-          ...(Number.isSafeInteger(fileBytes) ? { sizeBytes: fileBytes as number } : {}),
-        },
-        ended.signal,
-      );
-      session.end();
-    } catch (error) {
-      log.warn({ err: error, cloudletId: session.cloudletId }, 'an image was not taken');
-      session.destroy(asAppError(error));
-    }
+    return migration && !record.finishedAt ? { ...record, progress: migration.progress } : record;
   }
 
   async #vmToMove({ record }: Managed): Promise<VmToMove> {
@@ -635,7 +392,7 @@ export class MigrationService {
   }
 }
 
-function optionsOf(request: Static<typeof schemas.MigrateVm>): MigrationOptions {
+function optionsOf(request: MigrateVm): MigrationOptions {
   return {
     mode: request.mode ?? 'auto',
     storage: 'copied',

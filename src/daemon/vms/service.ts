@@ -360,7 +360,7 @@ export class VmService {
   /** A migration has ended and the VM is this cloudlet's: its state is what QEMU says. */
   async settle(managed: Managed, { epoch }: { epoch: number }): Promise<void> {
     this.#registry.update(managed, { epoch });
-    await this.#watch.observe(managed);
+    await this.#watch.settle(managed);
   }
 
   /** Removes a VM that another cloudlet owns now, or never came; its QEMU has ended. */

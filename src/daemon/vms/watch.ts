@@ -41,7 +41,11 @@ export class VmWatch {
     const end = async (): Promise<void> => {
       const exit = await machine.exited;
       // An operation at work on the VM may expect the end and deal with it; if not, it is dealt with afterwards.
-      if (managed.operationId) await operations.wait(managed.operationId);
+      if (managed.operationId) {
+        // A VM that is arriving is settled by its migration.
+        if (!operations.get(managed.operationId)) return;
+        await operations.wait(managed.operationId);
+      }
       if (managed.machine === machine) await this.ended(managed, exit);
     };
     this.#inBackground(managed, end());
@@ -53,6 +57,15 @@ export class VmWatch {
     const status = await machine?.status().catch(() => undefined);
     if (!status || status.state === 'shutdown' || managed.machine !== machine) return;
     this.#options.registry.update(managed, { state: status.running ? 'running' : 'paused' });
+  }
+
+  /** Takes the state from QEMU after others had the say; one that has ended meanwhile is noted. */
+  async settle(managed: Managed): Promise<void> {
+    const { machine } = managed;
+    if (!machine) return this.takeOver(managed);
+    await this.observe(managed);
+    const exit = await Promise.race([machine.exited, sleep(0)]);
+    if (exit && managed.machine === machine) await this.ended(managed, exit);
   }
 
   /** QEMU is gone: what it used is given back, and why is kept. */

@@ -1,0 +1,90 @@
+/** The destination's half of a migration with the daemon around it. The VM's record is in step with who owns the VM. */
+
+import { setImmediate } from 'node:timers/promises';
+import { DestinationMigration } from '../../migration/destination.ts';
+import { isDestinationOver } from '../../migration/destination-machine.ts';
+import type { Problem } from '../../migration/protocol.ts';
+import type { Managed } from '../vms/registry.ts';
+import { DoubtTimer, doubtAtDestination, isDestinationInDoubt } from './doubt.ts';
+import { type HalfParts, narrate } from './half.ts';
+import type { DestinationRecord } from './record.ts';
+
+/** To make the disk and start a QEMU. */
+const makeTimeoutMs = 120_000;
+
+export interface DestinationHooks {
+  /** What does not fit for the VM to come here. */
+  check: () => Promise<Problem[]>;
+  /** At rest for good. */
+  onOver: () => void;
+}
+
+/** `found`: the VM as an earlier daemon has left it. */
+export function makeDestination(
+  parts: HalfParts,
+  record: DestinationRecord,
+  found: Managed | undefined,
+  { check, onOver }: DestinationHooks,
+): DestinationMigration {
+  const { id, vm, options, peer } = record;
+  const { journal, peers, registry, vms, runner, images } = parts;
+  const tell = narrate(parts, record);
+  const doubt = new DoubtTimer(() => tell.attention(doubtAtDestination(peer.name)));
+  let arriving = found;
+  let isOver = false;
+
+  const make = async () => {
+    const image = images.get(vm.image.digest);
+    arriving = registry.add({
+      id: vm.id,
+      name: vm.name,
+      state: 'arriving',
+      spec: vm.spec,
+      createdAt: new Date().toISOString(),
+      epoch: vm.epoch,
+    });
+    arriving.operationId = id;
+    const { machine, accelerator } = await runner.receive(vm, image, AbortSignal.timeout(makeTimeoutMs));
+    registry.update(arriving, { process: machine.process, runningWith: accelerator });
+    vms.attach(arriving, machine);
+    return machine;
+  };
+  const end = async (state: DestinationMigration['state']): Promise<void> => {
+    if (arriving?.operationId === id) delete arriving.operationId;
+    // The VM first: a daemon that dies in between finds the migration open, and ends it again.
+    if (arriving && state.name === 'settled') await vms.settle(arriving, { epoch: state.epoch });
+    if (state.name === 'absent') journal.forget(id);
+    else journal.finish(id);
+    onOver();
+    // Its last word goes out first.
+    await setImmediate();
+    await migration.stop();
+  };
+
+  const migration: DestinationMigration = new DestinationMigration({
+    vm,
+    options,
+    state: record.state,
+    machine: found?.machine ?? null,
+    surroundings: {
+      journal: { append: (state) => journal.append(record, state) },
+      send: (message) => peers.send(peer.id, id, message),
+      check,
+      make,
+      discard: async () => {
+        if (arriving && registry.holds(arriving)) await vms.forget(arriving);
+      },
+      onState: (state) => {
+        doubt.note(isDestinationInDoubt(state));
+        tell.state(state.name);
+        if (state.name === 'arrived' && arriving && arriving.record.state === 'arriving')
+          registry.update(arriving, { state: vm.running ? 'running' : 'paused', epoch: state.epoch });
+        if (!isDestinationOver(state) || isOver) return;
+        isOver = true;
+        end(state).catch(tell.failure);
+      },
+      onFailure: (error) => tell.failure(error),
+    },
+  });
+  return migration;
+}

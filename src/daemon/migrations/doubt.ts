@@ -1,0 +1,43 @@
+/**
+ * Tells the operator when nobody runs a VM for longer than a cut of the link explains. Nothing is decided by this:
+ * the migration goes on when the other side answers, and until then only a human can know that it never will.
+ */
+import type { DestinationState } from '../../migration/destination-machine.ts';
+import type { SourceState } from '../../migration/source-machine.ts';
+
+const doubtMs = 15_000;
+
+/** Released and not yet taken up, as far as is known here. */
+export const isSourceInDoubt = ({ name }: SourceState): boolean => name === 'switching';
+
+/** All of the VM is here, but not the word that it may run. */
+export const isDestinationInDoubt = (state: DestinationState): boolean =>
+  state.name === 'waiting' && state.loaded === 'whole';
+
+export const doubtAtSource = (peer: string): string =>
+  `${peer} has been given the VM and does not answer; the VM stands still until it does. If ${peer} is gone for ` +
+  'good, and only then, claim the VM here: viper vm claim';
+
+export const doubtAtDestination = (peer: string): string =>
+  `The VM is here as a whole, but ${peer} does not say whether it may run here; it stands still until it does. If ` +
+  `${peer} is gone for good, and only then, claim the VM here: viper vm claim`;
+
+export class DoubtTimer {
+  readonly #tell: () => void;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(tell: () => void) {
+    this.#tell = tell;
+  }
+
+  /** With every state: the clock runs from the first that is in doubt to the first that is not. */
+  note(isInDoubt: boolean): void {
+    if (!isInDoubt) this.stop();
+    else this.#timer ??= setTimeout(this.#tell, doubtMs).unref();
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+}

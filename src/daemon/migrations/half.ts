@@ -1,0 +1,46 @@
+/** What both halves of a migration need of the daemon, and what both tell in the same way. */
+import type { FastifyBaseLogger } from 'fastify';
+import type { EventLog } from '../events.ts';
+import type { ImageService } from '../images.ts';
+import type { VmRegistry } from '../vms/registry.ts';
+import type { Runner } from '../vms/runner.ts';
+import type { VmService } from '../vms/service.ts';
+import type { MigrationJournal } from './journal.ts';
+import type { PeerSide } from './peer-side.ts';
+import type { MigrationRecord } from './record.ts';
+
+export interface HalfParts {
+  journal: MigrationJournal;
+  peers: PeerSide;
+  registry: VmRegistry;
+  vms: VmService;
+  runner: Runner;
+  images: ImageService;
+  events: EventLog;
+  log: FastifyBaseLogger;
+}
+
+/** Tells of one migration: each state once in log and events, and whatever only a human can settle. */
+export function narrate({ events, log }: Pick<HalfParts, 'events' | 'log'>, record: MigrationRecord) {
+  const { id, role, vm, peer } = record;
+  const fields = { migrationId: id, vmId: vm.id, peerId: peer.id };
+  let told: string | undefined;
+  return {
+    state(state: string): void {
+      // Events that change nothing come with the state as it was.
+      if (state === told) return;
+      told = state;
+      log.info({ ...fields, state }, 'migration');
+      const data = { migrationId: id, role, name: vm.name, peer: peer.name };
+      events.append({ kind: `migration.${state}`, vmId: vm.id, data });
+    },
+    attention(message: string): void {
+      log.error(fields, message);
+      const data = { migrationId: id, role, name: vm.name, message };
+      events.append({ kind: 'migration.attention', vmId: vm.id, data });
+    },
+    failure(error: Error): void {
+      log.error({ ...fields, err: error }, 'migration stands still');
+    },
+  };
+}

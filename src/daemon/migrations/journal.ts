@@ -1,0 +1,55 @@
+/** What the store keeps of the migrations of this cloudlet: the journal of those at work, the history of the others. */
+import { AppError } from '../../model/errors.ts';
+import type { Uuid } from '../../model/ids.ts';
+import type { Store } from '../store/index.ts';
+import { holdForFault } from './fault.ts';
+import type { MigrationRecord } from './record.ts';
+
+export class MigrationJournal {
+  readonly #store: Store;
+
+  constructor(store: Store) {
+    this.#store = store;
+  }
+
+  /** Writes the state before anything of it is done; `first` is the record if there is none yet. */
+  append<R extends MigrationRecord>(first: R, state: R['state']): Promise<void> | undefined {
+    this.update(first.id, (known) => ({ ...(known ?? first), state }) as MigrationRecord);
+    return holdForFault(first.role, state.name);
+  }
+
+  update(id: Uuid, change: (known: MigrationRecord | undefined) => MigrationRecord): void {
+    this.#store.migrations.put(change(this.#store.migrations.get(id)));
+  }
+
+  get(id: Uuid): MigrationRecord | undefined {
+    return this.#store.migrations.get(id);
+  }
+
+  require(id: Uuid): MigrationRecord {
+    const record = this.get(id);
+    if (record) return record;
+    throw new AppError('not_found', `There is no migration ${id}`, { kind: 'migration', name: id });
+  }
+
+  /** At rest for good: what is written from now on is history. */
+  finish(id: Uuid, facts: Pick<MigrationRecord, 'progress' | 'result'> = {}): void {
+    const record = this.require(id);
+    // One that answers a late question comes to its end again, and has measured nothing this time.
+    if (record.finishedAt) return;
+    this.#store.migrations.put({
+      ...record,
+      ...facts,
+      finishedAt: new Date().toISOString(),
+    } as MigrationRecord);
+  }
+
+  /** The other side has ended it, too, and it never came to anything here. */
+  forget(id: Uuid): void {
+    this.#store.migrations.delete(id);
+  }
+
+  unfinished(): MigrationRecord[] {
+    return this.#store.migrations.unfinished();
+  }
+}

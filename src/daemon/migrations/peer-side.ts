@@ -1,0 +1,91 @@
+/** The other cloudlet of a migration: messages as HTTPS requests, since each may be lost; bytes in sessions of the link. */
+import type { Static } from 'typebox';
+import type * as schemas from '../../contract/schemas.ts';
+import type { CloudletIdentity } from '../../fleet/index.ts';
+import { openSession, type Session } from '../../link/index.ts';
+import type { Ticket, ToDestination, ToSource } from '../../migration/protocol.ts';
+import type { SessionPurpose } from '../../migration/source.ts';
+import { AppError } from '../../model/errors.ts';
+import type { Peer } from '../../model/fleet.ts';
+import type { Uuid } from '../../model/ids.ts';
+import type { Fleet } from '../fleet.ts';
+
+/** Short: a message that does not come through is sent again soon. */
+const messageTimeoutMs = 3000;
+
+export const linkPurposes = {
+  disk: 'viper-disk/1',
+  memory: 'viper-memory/1',
+  image: 'viper-image/1',
+} as const;
+
+export class PeerSide {
+  readonly #identity: () => CloudletIdentity;
+  readonly #fleet: Fleet;
+
+  constructor({ identity, fleet }: { identity: () => CloudletIdentity; fleet: Fleet }) {
+    this.#identity = identity;
+    this.#fleet = fleet;
+  }
+
+  /** By id or by name. */
+  find(reference: string): Peer {
+    const found = this.#fleet.peers().find(({ id, name }) => id === reference || name === reference);
+    if (found) return found;
+    throw new AppError('not_found', `There is no peer '${reference}'`, { kind: 'peer', name: reference });
+  }
+
+  /** What does not fit for the VM to come there, and whether its image is there. */
+  async check(
+    peer: Peer,
+    id: Uuid,
+    body: Static<typeof schemas.CheckMigration>,
+  ): Promise<Static<typeof schemas.MigrationCheck>> {
+    const answer = await this.#fleet.client.fetch(peer, `/v1/migrations/${id}/check`, {
+      method: 'POST',
+      json: body,
+    });
+    const { problems, hasImage } = (answer ?? {}) as Partial<Static<typeof schemas.MigrationCheck>>;
+    if (Array.isArray(problems) && typeof hasImage === 'boolean') return { problems, hasImage };
+    throw new AppError('peer_unreachable', `${peer.url} did not say whether the VM fits`, { url: peer.url });
+  }
+
+  async send(peerId: Uuid, id: Uuid, message: ToDestination | ToSource): Promise<void> {
+    await this.#fleet.client.fetch(this.find(peerId), `/v1/migrations/${id}/messages`, {
+      method: 'POST',
+      json: message,
+      timeoutMs: messageTimeoutMs,
+    });
+  }
+
+  /** A session for bytes of the VM, with the right that the ticket gives. */
+  openSession(
+    peerId: Uuid,
+    migrationId: Uuid,
+    purpose: SessionPurpose,
+    ticket: Ticket,
+    signal: AbortSignal,
+  ): Promise<Session> {
+    return this.open(peerId, purpose, { migrationId, secret: ticket.secret }, signal);
+  }
+
+  async open(
+    peerId: Uuid,
+    purpose: keyof typeof linkPurposes,
+    hello: Record<string, string | number>,
+    signal: AbortSignal,
+  ): Promise<Session> {
+    const session = await openSession({
+      url: this.find(peerId).url,
+      tls: () => this.#identity().tls,
+      expectCloudletId: peerId,
+      identify: this.#fleet.identify,
+      purpose: linkPurposes[purpose],
+      hello,
+      signal,
+    });
+    // Whoever reads or writes it meets the error there.
+    session.on('error', () => {});
+    return session;
+  }
+}
