@@ -59,7 +59,7 @@ export async function fakePath(port: number): Promise<FakePath> {
         carriedBytes += part.length;
         const pass = () => {
           if (to.destroyed) return;
-          if (!to.write(part) && !frozen) {
+          if (!to.write(part) && !frozen && !from.isPaused()) {
             from.pause();
             to.once('drain', () => from.resume());
           }

@@ -56,7 +56,9 @@ export class FrameDecoder {
     let at = 0;
     while (at < bytes.length) {
       if (this.#dataLeft > 0 && this.#type === undefined) {
-        const piece = bytes.subarray(at, at + this.#dataLeft);
+        // TLS records are often just that: a chunk of payload and nothing else.
+        const isWhole = at === 0 && bytes.length <= this.#dataLeft;
+        const piece = isWhole ? bytes : bytes.subarray(at, at + this.#dataLeft);
         frames.push({ type: 'data', offset: this.#dataOffset, bytes: piece });
         this.#dataOffset += piece.length;
         this.#dataLeft -= piece.length;

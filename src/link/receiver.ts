@@ -1,6 +1,6 @@
 /**
  * The receiving half of a session at work: holds what the reader has not asked for, sizes the window, and decides
- * when an ACK is worth its cost: after a good part of the window, at the end, or a little later.
+ * when an ACK is worth its cost: after half of the window, at the end, or a little later.
  */
 import { KiB, MiB } from '../model/units.ts';
 import { encodeFrame } from './frame-encoder.ts';
@@ -87,7 +87,7 @@ export class Receiver {
     const { windowBytes } = this.#window;
     const arrived = this.#incoming.acknowledgement - this.#told.received;
     const progress = Math.max(arrived, this.#incoming.limitWith(windowBytes) - this.#told.limit);
-    const enough = progress >= Math.min(windowBytes / 4, mostAckStepBytes);
+    const enough = progress >= Math.min(windowBytes / 2, mostAckStepBytes);
     if (enough || (this.#incoming.ended && arrived > 0)) this.#ackDue = true;
     if (progress > 0 && !this.#ackDue) this.#timer ??= setTimeout(() => this.#ackLater(), this.#ackDelayMs);
     return this.#ackDue;
