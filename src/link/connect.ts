@@ -41,10 +41,7 @@ export class FinalFailure {
 
 type Welcome = Extract<Frame, { type: 'welcome' }>;
 
-/**
- * Twelve percent less work than AES-256, which Node prefers (bench/link.ts); TLS 1.3 obliges every
- * implementation to have it.
- */
+/** FORMAT.md has the numbers; TLS 1.3 obliges every implementation to have it. */
 const fastestCipher = 'TLS_AES_128_GCM_SHA256';
 
 /**
