@@ -19,9 +19,13 @@ const isWanted = (one: Case) => !values.only || values.only.some((text) => nameO
 const wanted = (values.quick ? quickCases : cases).filter(isWanted);
 
 const outcomes: Outcome[] = [];
+// The case at work is ended in good order, and the table is printed as far as it came.
+const stop = new AbortController();
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort());
 {
   await using stage = await Stage.set({ cutMs: Number(values.cut) * 1000 });
   for (const one of wanted) {
+    if (stop.signal.aborted) break;
     if (one.fault === 'destination disk full' && !stage.canFillDisks) {
       console.error(`${nameOf(one)}: left out, only root can mount a small disk`);
       continue;

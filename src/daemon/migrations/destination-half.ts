@@ -69,7 +69,11 @@ export function makeDestination(
     surroundings: {
       journal: { append: (state) => journal.append(record, state) },
       send: (message) => peers.send(peer.id, id, message),
-      check,
+      check: async () => {
+        const problems = await check();
+        // A `prepare` that comes again must not meet, as another VM, what the first one has made meanwhile.
+        return arriving ? [] : problems;
+      },
       make,
       discard: async () => {
         if (arriving && registry.holds(arriving)) await vms.forget(arriving);

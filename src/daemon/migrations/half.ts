@@ -24,7 +24,8 @@ export interface HalfParts {
 export function narrate({ events, log }: Pick<HalfParts, 'events' | 'log'>, record: MigrationRecord) {
   const { id, role, vm, peer } = record;
   const fields = { migrationId: id, vmId: vm.id, peerId: peer.id };
-  let told: string | undefined;
+  // One that has ended and answers a late question has nothing new to tell.
+  let told: string | undefined = record.finishedAt === undefined ? undefined : record.state.name;
   return {
     state(state: string): void {
       // Events that change nothing come with the state as it was.

@@ -13,6 +13,9 @@ import type { Fleet } from '../fleet.ts';
 /** Short: a message that does not come through is sent again soon. */
 const messageTimeoutMs = 3000;
 
+/** A cut of the link must cost no more than its own time, also when it falls on the moment of opening. */
+const openTimeoutMs = 60_000;
+
 export const linkPurposes = {
   disk: 'viper-disk/1',
   memory: 'viper-memory/1',
@@ -83,6 +86,7 @@ export class PeerSide {
       purpose: linkPurposes[purpose],
       hello,
       signal,
+      limits: { openTimeoutMs },
     });
     // Whoever reads or writes it meets the error there.
     session.on('error', () => {});
