@@ -1,8 +1,8 @@
 /** What the tests of whole daemons ask of them, through the SDK: tiny guests, refusals by code, and that nothing is left. */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { existsSync, openAsBlob } from 'node:fs';
-import { readdir, readFile } from 'node:fs/promises';
+import { existsSync, openAsBlob, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -24,13 +24,19 @@ import { findQemu } from '../../src/vm/process.ts';
 /** Long enough for a machine that is five times slower than usual; nothing waits so long unless it fails. */
 export const patienceMs = 180_000;
 
-/** A fleet for one test file, which disposes of it; that it is interrupted leaves no guest either. */
+/** A fleet for one test file, which disposes of it. A test run that is interrupted leaves nothing of it either. */
 export async function openFleet(): Promise<LabFleet> {
   const fleet = await LabFleet.create();
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    process.once(signal, () => void fleet[Symbol.asyncDispose]().finally(() => process.exit(1)));
-  }
+  process.once('exit', () => sweep(fleet));
   return fleet;
+}
+
+/** What can be done while the process ends: nothing that waits. */
+function sweep({ root, cloudlets }: LabFleet): void {
+  if (!existsSync(root)) return;
+  for (const { pid } of cloudlets) if (pid !== undefined) process.kill(pid, 'SIGKILL');
+  for (const { pid } of qemusUnder(root)) process.kill(pid, 'SIGKILL');
+  rmSync(root, { recursive: true, force: true });
 }
 
 const program = path.resolve(import.meta.dirname, '../../src/daemon/main.ts');
@@ -152,22 +158,27 @@ export async function assertWhole(cloudlet: LabCloudlet): Promise<void> {
   assert.deepEqual(await names('images'), [...images, 'tmp'].sort());
   for await (const { id, state } of cloudlet.viper.pages(cloudlet.viper.listOperations))
     assert.notEqual(state, 'running', `operation ${id} never ends`);
-  for (const id of await qemusUnder(cloudlet.directory))
+  for (const { id } of qemusUnder(cloudlet.directory))
     assert.ok(
       vms.some((vm) => vm.id === id),
       `a QEMU of nobody (${id}) runs`,
     );
 }
 
-/** The ids of the VMs whose QEMU runs with files of the directory, whether a record knows them or not. */
-async function qemusUnder(directory: string): Promise<string[]> {
-  const ids: string[] = [];
-  for (const entry of await readdir('/proc')) {
-    const argv = (await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '')).split('\0');
-    if (argv[0]?.includes('qemu-system') && argv.some((argument) => argument.includes(`${directory}/`)))
-      ids.push(argv[argv.indexOf('-uuid') + 1]!);
-  }
-  return ids;
+/** Every QEMU that runs with files of the directory, whether a record knows it or not. */
+function qemusUnder(directory: string): { pid: number; id: Uuid }[] {
+  return readdirSync('/proc').flatMap((entry) => {
+    if (!/^\d+$/.test(entry)) return [];
+    let argv: string[];
+    try {
+      argv = readFileSync(`/proc/${entry}/cmdline`, 'utf8').split('\0');
+    } catch {
+      // It has ended meanwhile.
+      return [];
+    }
+    const isOurs = argv[0]!.includes('qemu-system') && argv.some((each) => each.includes(`${directory}/`));
+    return isOurs ? [{ pid: Number(entry), id: argv[argv.indexOf('-uuid') + 1]! }] : [];
+  });
 }
 
 /** Keeps every event from `after` on, over restarts of the daemon, until it is disposed. */

@@ -6,7 +6,8 @@ import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
-import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
+import { setImmediate } from 'node:timers/promises';
+import type { LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { guestImage } from '../../src/lab/guests.ts';
 import { allowedActions, type VmAction, vmActions } from '../../src/model/states.ts';
 import { GiB, MiB } from '../../src/model/units.ts';
@@ -19,6 +20,7 @@ import {
   done,
   EventRecorder,
   importTiny,
+  openFleet,
   refused,
   sh,
   ticks,
@@ -36,7 +38,7 @@ let recorder: EventRecorder;
 let golden: Promise<unknown> | undefined;
 
 before(async () => {
-  fleet = await LabFleet.create();
+  fleet = await openFleet();
   north = await fleet.add('north');
   ({ viper } = north);
   recorder = new EventRecorder(viper);
@@ -265,6 +267,33 @@ test('a paused VM rests and goes on from where it was', options, async () => {
   await resume('alpha');
   assert.equal((await view('alpha')).state, 'running');
   await untilTicksPass(viper, 'alpha', before);
+});
+
+test('a console whose guest takes no typing, or ends while somebody types, is closed', options, async () => {
+  const type = async (session: ConsoleSession, text: string): Promise<void> => {
+    const writer = session.writable.getWriter();
+    const bytes = new TextEncoder().encode(text);
+    const write = () =>
+      writer.write(bytes).then(
+        () => true,
+        () => false,
+      );
+    while (await write()) await setImmediate();
+  };
+  const attach = () => viper.attachConsole({ params: { vm: 'typed-to' } });
+  await create({ name: 'typed-to' });
+  await pause('typed-to');
+  const paused = await attach();
+  await type(paused, '\n'.repeat(32 * 1024));
+  const { code, reason } = await paused.closed;
+  assert.deepEqual([code, /typed bytes wait/.test(reason)], [1013, true], reason);
+
+  await resume('typed-to');
+  const sessions = await Promise.all([attach(), attach(), attach()]);
+  const typing = sessions.map((session) => type(session, '\n'));
+  await remove('typed-to');
+  await Promise.all([...typing, ...sessions.map(({ closed }) => closed)]);
+  assert.equal((await viper.getHealth()).status, 'ok');
 });
 
 test(

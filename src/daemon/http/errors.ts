@@ -1,6 +1,8 @@
 /** From anything thrown to the one JSON shape of errors. */
+import type { Socket } from 'node:net';
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
 import { AppError, asAppError, type ErrorCode, httpStatus } from '../../model/errors.ts';
+import { newId } from '../../model/ids.ts';
 import { invalidRequest, problemsOf } from './validation.ts';
 
 const fromFramework: Record<string, ErrorCode> = {
@@ -42,4 +44,30 @@ export function answerError(
       : error;
   if (status === 401) reply.header('www-authenticate', 'Bearer realm="viper"');
   reply.code(status).send(errorBody(shown, request.id));
+}
+
+/** Answers bytes that are no request at all, by hand, and ends the connection: nobody knows where the next begins. */
+export function answerClientError(error: Error & { code?: string }, socket: Socket): void {
+  if (!socket.writable || error.code === 'ECONNRESET') {
+    socket.destroy();
+    return;
+  }
+  const refusal = new AppError(
+    'invalid_request',
+    `The request is not HTTP as it is read here: ${error.code}`,
+    {
+      problems: [],
+    },
+  );
+  const body = JSON.stringify(errorBody(refusal, newId()));
+  socket.end(
+    [
+      'HTTP/1.1 400 Bad Request',
+      'content-type: application/json; charset=utf-8',
+      `content-length: ${Buffer.byteLength(body)}`,
+      'connection: close',
+      '',
+      body,
+    ].join('\r\n'),
+  );
 }

@@ -21,14 +21,14 @@ import type { Principal } from '../credentials.ts';
 import { authorize, callerOf } from './access.ts';
 import { attachConsole } from './console.ts';
 import { registerDocs } from './docs.ts';
-import { answerError } from './errors.ts';
+import { answerClientError, answerError } from './errors.ts';
 import { fleetHandlers } from './handlers/fleet.ts';
 import { imageHandlers } from './handlers/images.ts';
 import { migrationHandlers } from './handlers/migrations.ts';
 import { operationHandlers } from './handlers/operations.ts';
 import { systemHandlers } from './handlers/system.ts';
 import { vmHandlers } from './handlers/vms.ts';
-import { compileFor } from './validation.ts';
+import { compileFor, requireShallow } from './validation.ts';
 
 /** What a handler is given: the parts of the request by the contract, who asks, and the raw pair if needed. */
 export interface Call<K extends OperationName> extends RouteInput<K> {
@@ -117,6 +117,8 @@ function addRoute(
     method,
     url: fastifyPath(path),
     bodyLimit: maxJsonBytes,
+    // A stream of events has no head that comes to an end.
+    exposeHeadRoute: route.replyType !== 'text/event-stream',
     schema: {
       ...(route.params ? { params: route.params } : {}),
       ...(route.query ? { querystring: route.query } : {}),
@@ -128,7 +130,10 @@ function addRoute(
     },
     preValidation: (request, _reply, done) => {
       // No body means an empty one, so that `curl -X POST …/stop` does what it says.
-      if (route.body) request.body ??= {};
+      if (route.body) {
+        request.body ??= {};
+        requireShallow(request.body);
+      }
       done();
     },
     handler: async (request, reply) => {
@@ -166,6 +171,8 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
     genReqId: () => newId(),
     // A logger for each request would be made for the few that log; those say the request id themselves.
     childLoggerFactory: (logger) => logger,
+    frameworkErrors: answerError,
+    clientErrorHandler: answerClientError,
     requestTimeout: 0,
     forceCloseConnections: true,
     https: {

@@ -27,6 +27,21 @@ export interface Problem {
 export const compileFor = (httpPart: string | undefined, schema: object): ValidateFunction =>
   (httpPart === 'body' ? bodies : texts).compile(schema);
 
+/** Deeper JSON has no place in the contract, and would exhaust the stack of whoever walks through it. */
+const maxDepth = 32;
+
+/** Refuses a body that is nested too deeply, before anything walks through it. */
+export function requireShallow(body: unknown): void {
+  let level = [body];
+  for (let depth = 0; level.length > 0; depth += 1) {
+    if (depth > maxDepth)
+      throw invalidRequest([{ field: 'body', wanted: `at most ${maxDepth} values inside each other` }]);
+    level = level.flatMap((value) =>
+      typeof value === 'object' && value !== null ? Object.values(value) : [],
+    );
+  }
+}
+
 function shorten(value: unknown): unknown {
   const text = JSON.stringify(value);
   if (text === undefined) return undefined;
