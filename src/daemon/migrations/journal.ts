@@ -49,6 +49,11 @@ export class MigrationJournal {
     this.#store.migrations.delete(id);
   }
 
+  /** The last few, oldest first. */
+  latest(): MigrationRecord[] {
+    return this.#store.migrations.latest(50);
+  }
+
   unfinished(): MigrationRecord[] {
     return this.#store.migrations.unfinished();
   }

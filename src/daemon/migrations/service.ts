@@ -35,6 +35,7 @@ import { diskIn, type Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
 import { checkArrival } from './arrival.ts';
 import { makeDestination } from './destination-half.ts';
+import { forecast, linkBpsOf, measureDirtyBps } from './forecast.ts';
 import type { HalfParts } from './half.ts';
 import { imageHello, sendImage, takeImage } from './image-transfer.ts';
 import { MigrationJournal } from './journal.ts';
@@ -94,10 +95,16 @@ export class MigrationService {
     return viewOf(this.#live(this.#journal.require(id)));
   }
 
-  /** The checks of both sides, without moving anything. */
+  /** The checks of both sides and what it would cost, without moving anything. */
   async plan(reference: string, request: MigrateVm): Promise<Static<typeof schemas.MigrationPlan>> {
-    const { problems } = await this.#ask(reference, request);
-    return { problems };
+    const { managed, peer, vm, options, problems, hasImage, rttMs } = await this.#ask(reference, request);
+    if (problems.length > 0) return { problems };
+    const dirtyBps = vm.running ? await measureDirtyBps(managed.machine!.qmp) : 0;
+    const linkBps = linkBpsOf(this.#journal.latest(), peer.id);
+    return {
+      problems,
+      forecast: forecast({ vm, options, dirtyBps, linkBps, rttMs, sendsImage: !hasImage }),
+    };
   }
 
   /** Starts a migration and answers with the operation that ends when it has. */
@@ -129,8 +136,10 @@ export class MigrationService {
     const [id, vm, options] = [newId(), await this.#vmToMove(managed), optionsOf(request)];
     const { qemu } = await runner.facts();
     const sentAt = new Date().toISOString();
+    const asked = performance.now();
     const answer = await this.#peers.check(peer, id, { vm, options, qemuVersion: qemu.version, sentAt });
-    return { id, managed, peer, vm, options, ...answer };
+    const rttMs = Math.round(performance.now() - asked);
+    return { id, managed, peer, vm, options, rttMs, ...answer };
   }
 
   #operate(

@@ -11,6 +11,7 @@ interface Row {
 export class MigrationRepository {
   readonly #byId: Statement<Row>;
   readonly #unfinished: Statement<Row>;
+  readonly #latest: Statement<Row>;
   readonly #page: Statement<Row>;
   readonly #put: Statement<never>;
   readonly #delete: Statement<never>;
@@ -19,6 +20,9 @@ export class MigrationRepository {
     this.#byId = database.prepare('SELECT record FROM migrations WHERE id = ?');
     this.#unfinished = database.prepare(
       'SELECT record FROM migrations WHERE finished_at IS NULL ORDER BY created_at',
+    );
+    this.#latest = database.prepare(
+      'SELECT record FROM migrations ORDER BY created_at DESC, id DESC LIMIT ?',
     );
     this.#page = database.prepare(
       'SELECT record FROM migrations WHERE (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?',
@@ -38,6 +42,11 @@ export class MigrationRepository {
   /** Those that a daemon that starts goes on with, oldest first. */
   unfinished(): MigrationRecord[] {
     return this.#unfinished.all().map(parse);
+  }
+
+  /** The last ones, oldest first. */
+  latest(limit: number): MigrationRecord[] {
+    return this.#latest.all(limit).map(parse).reverse();
   }
 
   /** Oldest first. */

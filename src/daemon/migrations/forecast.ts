@@ -1,0 +1,75 @@
+/**
+ * What a migration would cost, from what can be known before it: the rate at which the guest dirties its memory is
+ * measured now, the rate of the link is what the last migration to that peer came to.
+ */
+import type { Static } from 'typebox';
+import type * as schemas from '../../contract/schemas.ts';
+import { estimate } from '../../migration/estimator.ts';
+import type { MigrationOptions, VmToMove } from '../../model/migration.ts';
+import { MiB } from '../../model/units.ts';
+import { delay, type QmpConnection } from '../../qmp/index.ts';
+import type { MigrationRecord } from './record.ts';
+
+// QEMU 5.2 and later. To be moved into the command map of the room.
+declare module '../../qmp/commands.ts' {
+  interface QmpCommands {
+    'calc-dirty-rate': { arguments: { 'calc-time': number }; return: Record<string, never> };
+    'query-dirty-rate': {
+      arguments: Record<string, never> | undefined;
+      /** MiB/s; missing until it is measured. */
+      return: { status: 'unstarted' | 'measuring' | 'measured'; 'dirty-rate'?: number };
+    };
+  }
+}
+
+export type Forecast = NonNullable<Static<typeof schemas.MigrationPlan>['forecast']>;
+
+/** Where nothing was ever sent to that peer: a common local network. */
+const assumedBps = 1_000_000_000;
+const measureS = 1;
+const measureTimeoutMs = 5000;
+
+export interface ForecastInput {
+  vm: VmToMove;
+  options: MigrationOptions;
+  dirtyBps: number;
+  /** Of an earlier migration to the same peer. */
+  linkBps: number | undefined;
+  rttMs: number;
+  sendsImage: boolean;
+}
+
+export function forecast({ vm, options, dirtyBps, linkBps, rttMs, sendsImage }: ForecastInput): Forecast {
+  const { mode, limits } = options;
+  const bandwidthBps = Math.min(limits.bandwidthBps ?? Number.POSITIVE_INFINITY, linkBps ?? assumedBps);
+  const { totalMs, downtimeMs, bytes, converges, input } = estimate({
+    mode,
+    memoryBytes: vm.spec.memoryBytes,
+    zeroBytes: 0,
+    diskBytes: vm.diskBytes + (sendsImage ? vm.image.fileBytes : 0),
+    dirtyBps,
+    bandwidthBps,
+    rttMs,
+    downtimeLimitMs: limits.downtimeMs,
+  });
+  const inputs = Object.fromEntries(
+    Object.entries(input).filter((entry): entry is [string, number] => typeof entry[1] === 'number'),
+  );
+  return { totalMs, downtimeMs, bytes, converges, inputs };
+}
+
+/** By QEMU's sampling of pages, which costs the guest next to nothing. 0 for one that stands still. */
+export async function measureDirtyBps(qmp: QmpConnection): Promise<number> {
+  const signal = AbortSignal.timeout(measureTimeoutMs);
+  await qmp.execute('calc-dirty-rate', { 'calc-time': measureS }, { signal });
+  for (;;) {
+    const { status, 'dirty-rate': rate } = await qmp.execute('query-dirty-rate', undefined, { signal });
+    if (status === 'measured') return (rate ?? 0) * MiB * 8;
+    await delay(50, signal);
+  }
+}
+
+/** The rate that the last migration to this peer came to, of those given from old to new. */
+export const linkBpsOf = (records: readonly MigrationRecord[], peerId: string): number | undefined =>
+  records.findLast(({ role, peer, result }) => role === 'source' && peer.id === peerId && result?.rateBps)
+    ?.result?.rateBps;
