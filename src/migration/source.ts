@@ -2,6 +2,7 @@
  * The source's side of one migration: the pure machine of `source-machine.ts` with hands. It knows QEMU, and
  * everything else only by the few functions that it is given.
  */
+import { rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { type AppError, asAppError } from '../model/errors.ts';
@@ -173,10 +174,13 @@ export class SourceMigration {
     this.#stopped = true;
     clearInterval(this.#retry);
     this.#unsubscribe();
+    // First of all no effect begins any more.
+    const stopped = this.#engine.stop();
     this.#copy?.abort.abort();
     await this.#closeDoors();
     await this.#copy?.done;
-    await this.#engine.stop();
+    await stopped;
+    await this.#closeDoors();
   }
 
   #watch(event: QmpEvent): void {
@@ -271,7 +275,7 @@ export class SourceMigration {
     const broken = Promise.withResolvers<never>();
     broken.promise.catch(() => {});
     const door = async (purpose: SessionPurpose): Promise<string> => {
-      const path = join(dirname(this.#machine!.paths.qmp), `to-${purpose}.sock`);
+      const path = this.#socket(purpose);
       const opened = await openDoor(path, () => this.#around.openSession(purpose, ticket, signal));
       this.#doors.push(opened);
       // QEMU's own error follows; this one says why.
@@ -324,6 +328,9 @@ export class SourceMigration {
       await this.#orReport(() => dropMirror(machine.qmp, signal));
     }
     await this.#closeDoors();
+    // Those of an earlier daemon, of which only the names are left.
+    if (machine)
+      for (const purpose of ['disk', 'memory'] as const) await rm(this.#socket(purpose), { force: true });
   }
 
   async #takeBack(): Promise<void> {
@@ -349,7 +356,7 @@ export class SourceMigration {
     const signal = AbortSignal.timeout(undoTimeoutMs);
     try {
       await this.#closeDoors();
-      const socketPath = join(dirname(machine.paths.qmp), 'to-memory.sock');
+      const socketPath = this.#socket('memory');
       this.#doors.push(await openDoor(socketPath, () => this.#around.openSession('memory', ticket, signal)));
       await resumePostcopy(machine.qmp, { socketPath, signal });
     } finally {
@@ -373,6 +380,10 @@ export class SourceMigration {
 
   async #closeDoors(): Promise<void> {
     for (const door of this.#doors.splice(0)) await door[Symbol.asyncDispose]();
+  }
+
+  #socket(purpose: SessionPurpose): string {
+    return join(dirname(this.#machine!.paths.qmp), `to-${purpose}.sock`);
   }
 
   /** A step that fails must not keep the next ones from being done, and a human may have to look at it. */
