@@ -1,13 +1,16 @@
 /**
- * The demo, first form: two cloudlets, a Debian guest made through the API on one of them, a clone of it while it
- * runs, both shown alive by what they say themselves, both removed. `npm run demo` sets everything up first.
+ * The demo: two cloudlets, a Debian guest made through the API on one of them, a clone of it while it runs; then the
+ * guest moves to the other cloudlet and back, disk and memory, while it writes to both and talks to a client. On the
+ * way back the link is cut for 30 s. The guest checks its data itself. `npm run demo` sets everything up first.
  */
 import { openAsBlob } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { styleText } from 'node:util';
-import { LabFleet } from '../src/lab/fleet.ts';
+import { type LabCloudlet, LabFleet } from '../src/lab/fleet.ts';
 import { guestImage } from '../src/lab/guests.ts';
 import { formatBytes } from '../src/model/units.ts';
 import type { NodeViper, Operation } from '../src/sdk/node.ts';
+import { Conversation } from './conversation.ts';
 
 const began = performance.now();
 const seconds = (ms: number): string => `${(ms / 1000).toFixed(1)} s`;
@@ -39,29 +42,28 @@ async function ticks(viper: NodeViper, vm: string): Promise<number> {
 }
 
 async function untilAgentAnswers(viper: NodeViper, vm: string): Promise<void> {
-  const deadline = AbortSignal.any([signal, AbortSignal.timeout(180_000)]);
-  for (;;) {
-    deadline.throwIfAborted();
-    const answers = await viper.getGuest({ params: { vm }, signal }).then(
-      () => true,
-      () => false,
-    );
-    if (answers) return;
-    await new Promise((resolve) => setTimeout(resolve, 250));
-  }
+  await until(
+    'the guest agent answers',
+    async () => (await viper.getGuest({ params: { vm }, signal })) !== undefined,
+  );
 }
 
-/** The line with which the guest greets on its serial console. */
+/** The line with which the guest greets on its serial console, when it has booted. */
 async function greeting(viper: NodeViper, vm: string): Promise<string> {
-  const log = await viper.getConsoleLog({ params: { vm }, signal });
-  return /^.*viper guest \S+ ready.*$/m.exec(log)?.[0]?.trim() ?? '(no greeting in the console log)';
+  let line: string | undefined;
+  await until('the guest greets on its console', async () => {
+    const log = await viper.getConsoleLog({ params: { vm }, signal });
+    line = /^.*viper guest \S+ ready.*$/m.exec(log)?.[0]?.trim();
+    return line !== undefined;
+  });
+  return line!;
 }
 
 async function demo(fleet: LabFleet): Promise<string[][]> {
   const summary: string[][] = [];
-  const [north, foundMs] = await timed(fleet.add('north'));
+  const [north, foundMs] = await timed(fleet.add('north', {}, { proxied: true }));
   say(`cloudlet ${styleText('bold', 'north')} founded the fleet at ${north.url}`);
-  const [south, joinMs] = await timed(fleet.add('south'));
+  const [south, joinMs] = await timed(fleet.add('south', {}, { proxied: true }));
   const { items: peers } = await north.viper.listPeers({ signal });
   say(
     `cloudlet ${styleText('bold', 'south')} joined; north knows ${peers.map((peer) => peer.name).join(', ')}`,
@@ -105,18 +107,118 @@ async function demo(fleet: LabFleet): Promise<string[][]> {
   if (!(clone >= before)) throw new Error(`the clone counts ${clone} ticks, wanted at least ${before}`);
   summary.push(['running clone (RAM and disk), with its own identity', seconds(cloneMs)]);
 
-  const removing = await Promise.all(
-    ['web-1', 'web-2'].map(async (vm) => viper.deleteVm({ params: { vm }, query: { force: true }, signal })),
+  await finish(viper, await viper.deleteVm({ params: { vm: 'web-2' }, query: { force: true }, signal }));
+
+  await using client = await Conversation.listen();
+  await startWork(viper, 'web-1', client.port);
+  say('web-1 now writes to memory and disk, checks what it wrote, and talks to a client every 10 ms');
+  summary.push(...(await move('web-1', north, south, client)));
+  summary.push(...(await move('web-1', south, north, client, 30_000)));
+  const work = await workOf(viper, 'web-1');
+  say(
+    `its checks: ${work.memory_checked} blocks of memory, ${work.disk_checked} of disk, ${work.replies} answers heard`,
   );
-  const [, removeMs] = await timed(
-    Promise.all(removing.map((operation) => viper.wait(operation, { signal }))),
+  if (work.memory_bad + work.disk_bad > 0)
+    throw new Error(`${work.memory_bad + work.disk_bad} checksums were wrong`);
+  summary.push([`${work.memory_checked + work.disk_checked} checksums verified by the guest, 0 wrong`, '']);
+
+  const [, removeMs] = await finish(
+    viper,
+    await viper.deleteVm({ params: { vm: 'web-1' }, query: { force: true }, signal }),
   );
-  const { items: left } = await viper.listVms({ signal });
-  if (left.length > 0) throw new Error(`${left.length} VMs are left, wanted none`);
-  say('both VMs are removed');
-  summary.push(['both removed', seconds(removeMs)]);
-  await south.viper.getHealth({ signal });
+  for (const each of [north, south]) {
+    const { items: left } = await each.viper.listVms({ signal });
+    if (left.length > 0) throw new Error(`${left.length} VMs are left at ${each.name}, wanted none`);
+  }
+  say('both VMs are removed, nothing is left at either cloudlet');
+  summary.push(['removed', seconds(removeMs)]);
   return summary;
+}
+
+interface Work {
+  memory_checked: number;
+  memory_bad: number;
+  disk_checked: number;
+  disk_bad: number;
+  replies: number;
+}
+
+async function startWork(viper: NodeViper, vm: string, port: number): Promise<void> {
+  const input = await readFile(new URL('./guest.py', import.meta.url), 'utf8');
+  const start =
+    'cat > /root/demo.py && (setsid python3 /root/demo.py "$1" > /run/demo.log 2>&1 < /dev/null &)';
+  await viper.execInGuest({
+    params: { vm },
+    body: { argv: ['/bin/sh', '-c', start, 'demo', String(port)], input },
+    signal,
+  });
+  await until('the guest checks its data', async () => {
+    const { memory_checked, disk_checked, replies } = await workOf(viper, vm);
+    return memory_checked > 0 && disk_checked > 0 && replies > 0;
+  });
+}
+
+async function workOf(viper: NodeViper, vm: string): Promise<Work> {
+  const { stdout } = await viper.execInGuest({
+    params: { vm },
+    body: { argv: ['cat', '/run/demo.json'] },
+    signal,
+  });
+  return JSON.parse(stdout || '{}');
+}
+
+async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
+  const deadline = AbortSignal.timeout(180_000);
+  for (;;) {
+    signal.throwIfAborted();
+    if (await holds().catch(() => false)) return;
+    if (deadline.aborted) throw new Error(`waited in vain until ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 250));
+  }
+}
+
+/** Moves the VM while it works; `cutMs` cuts the link in the middle. */
+async function move(
+  vm: string,
+  from: LabCloudlet,
+  to: LabCloudlet,
+  client: Conversation,
+  cutMs = 0,
+): Promise<string[][]> {
+  const before = await workOf(from.viper, vm);
+  client.beginGap();
+  // With a cut the link is slow enough to be in the middle of it.
+  const limits = cutMs > 0 ? { bandwidthBps: 400_000_000 } : {};
+  const operation = await from.viper.migrateVm({ params: { vm }, body: { to: to.name, limits }, signal });
+  const moving = finish(from.viper, operation);
+  moving.catch(() => {});
+  const migration = operation.subject.migrationId!;
+  if (cutMs > 0) {
+    await until('memory is on its way', async () => {
+      const { progress } = await from.viper.getMigration({ params: { migration }, signal });
+      return progress?.phase === 'memory' && progress.doneBytes > progress.totalBytes / 10;
+    });
+    for (const { link } of [from, to]) link?.cut();
+    say(`the link is cut for ${seconds(cutMs)} in the middle of it…`);
+    await new Promise((resolve) => setTimeout(resolve, cutMs));
+    for (const { link } of [from, to]) link?.restore();
+  }
+  const [, totalMs] = await moving;
+  await until('the guest goes on with its checks', async () => {
+    const now = await workOf(to.viper, vm);
+    return now.memory_checked > before.memory_checked && now.replies > before.replies;
+  });
+  const { result } = await from.viper.getMigration({ params: { migration }, signal });
+  const moved = formatBytes((result?.memoryBytes ?? 0) + (result?.diskBytes ?? 0));
+  const downtime = `${result?.downtimeMs?.toFixed(0)} ms`;
+  say(
+    `${vm} moved from ${from.name} to ${to.name}: ${moved}, ${downtime} stopped, gap ${client.gapMs.toFixed(0)} ms`,
+  );
+  const how = cutMs > 0 ? `, link cut for ${seconds(cutMs)}` : '';
+  return [
+    [`moved ${from.name} to ${to.name} while it ran (${result?.finishedAs}${how})`, seconds(totalMs)],
+    [`  ${moved} moved, downtime ${downtime}, client's longest silence`, `${client.gapMs.toFixed(0)} ms`],
+  ];
 }
 
 let failed = false;
@@ -135,6 +237,6 @@ if (failed) {
   process.exitCode = signal.aborted ? 130 : 1;
 } else {
   console.log('\nSummary');
-  for (const [what, time] of summary) console.log(`  ${what!.padEnd(52)} ${time!.padStart(8)}`);
-  console.log(`  ${'everything, nothing left behind'.padEnd(52)} ${elapsed().padStart(8)}`);
+  for (const [what, time] of summary) console.log(`  ${what!.padEnd(66)} ${time!.padStart(8)}`);
+  console.log(`  ${'everything, nothing left behind'.padEnd(66)} ${elapsed().padStart(8)}`);
 }
