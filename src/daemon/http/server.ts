@@ -190,7 +190,7 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
   await app.listen({ host: options.host, port: options.port });
   const link = attachLink(app.server as Server, {
     identify: cloudlet.fleet.identify,
-    accept: (request) => cloudlet.migrations.acceptSession(request),
+    accept: (request) => cloudlet.migrations.halves.acceptSession(request),
   });
   const address = app.server.address();
   const port = typeof address === 'object' && address ? address.port : options.port;

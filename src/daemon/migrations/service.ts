@@ -6,20 +6,12 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
-import type { AcceptedSession, SessionRequest } from '../../link/index.ts';
-import type { DestinationMigration } from '../../migration/destination.ts';
-import { absentDestination } from '../../migration/destination-machine.ts';
-import type { Problem, ToDestination, ToSource } from '../../migration/protocol.ts';
+import type { Problem } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { plannedSource } from '../../migration/source-machine.ts';
-import { AppError, asAppError } from '../../model/errors.ts';
+import { AppError } from '../../model/errors.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
-import type {
-  MigrationLimits,
-  MigrationOptions,
-  MigrationProgress,
-  VmToMove,
-} from '../../model/migration.ts';
+import type { MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
 import type { Operation } from '../../model/operation.ts';
 import { diskUsage } from '../../vm/disks.ts';
 import { imageFile } from '../../vm/images.ts';
@@ -33,21 +25,12 @@ import type { Page, PageRequest, Store } from '../store/index.ts';
 import type { Managed, VmRegistry } from '../vms/registry.ts';
 import { diskIn, type Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
-import { checkArrival } from './arrival.ts';
-import { makeDestination } from './destination-half.ts';
 import { forecast, linkBpsOf, measureDirtyBps } from './forecast.ts';
-import type { HalfParts } from './half.ts';
-import { imageHello, sendImage, takeImage } from './image-transfer.ts';
+import { Halves } from './halves.ts';
+import { imageHello, sendImage } from './image-transfer.ts';
 import { MigrationJournal } from './journal.ts';
-import { linkPurposes, PeerSide } from './peer-side.ts';
-import {
-  type DestinationRecord,
-  endingOf,
-  type MigrationRecord,
-  type SourceRecord,
-  viewOf,
-} from './record.ts';
-import { makeSource, removeOldDoors } from './source-half.ts';
+import { PeerSide } from './peer-side.ts';
+import { endingOf, type MigrationRecord, type SourceRecord, viewOf } from './record.ts';
 
 export interface MigrationServiceOptions {
   identity: () => CloudletIdentity;
@@ -72,16 +55,14 @@ export class MigrationService {
   readonly #options: MigrationServiceOptions;
   readonly #journal: MigrationJournal;
   readonly #peers: PeerSide;
-  readonly #parts: HalfParts;
-  readonly #outgoing = new Map<Uuid, SourceMigration>();
-  readonly #incoming = new Map<Uuid, DestinationMigration>();
-  #closed = false;
+  /** Those at work, and the door for the other cloudlet. */
+  readonly halves: Halves;
 
   constructor(options: MigrationServiceOptions) {
     this.#options = options;
     this.#journal = new MigrationJournal(options.store);
     this.#peers = new PeerSide(options);
-    this.#parts = { ...options, journal: this.#journal, peers: this.#peers };
+    this.halves = new Halves({ ...options, journal: this.#journal, peers: this.#peers });
   }
 
   // --- asked by people
@@ -168,8 +149,12 @@ export class MigrationService {
   ): Promise<Record<string, string>> {
     const { id, vm, peer } = record;
     const ended = Promise.withResolvers<void>();
-    const migration = this.#beSource(managed, record, ended.resolve, ({ phase, doneBytes, totalBytes }) =>
-      progress({ phase, done: doneBytes, total: totalBytes, unit: 'bytes' }),
+    const migration = this.halves.beSource(
+      managed,
+      record,
+      ended.resolve,
+      ({ phase, doneBytes, totalBytes }) =>
+        progress({ phase, done: doneBytes, total: totalBytes, unit: 'bytes' }),
     );
     this.#options.registry.update(managed, { state: 'migrating' });
     const onAbort = () => {
@@ -203,7 +188,7 @@ export class MigrationService {
 
   async setLimits(id: Uuid, limits: MigrationLimits): Promise<Static<typeof schemas.Migration>> {
     const record = this.#journal.require(id);
-    const migration = this.#outgoing.get(id);
+    const migration = this.halves.outgoing.get(id);
     if (!migration) {
       throw new AppError('wrong_state', 'Limits are changed at the source, while the migration runs', {
         state: record.state.name,
@@ -224,7 +209,7 @@ export class MigrationService {
     const { registry, events } = this.#options;
     const { record: vm } = registry.find(reference);
     const record = this.#journal.unfinished().find((each) => each.vm.id === vm.id);
-    const migration = record && (this.#outgoing.get(record.id) ?? this.#incoming.get(record.id));
+    const migration = record && (this.halves.outgoing.get(record.id) ?? this.halves.incoming.get(record.id));
     if (!migration) {
       throw new AppError('wrong_state', `VM '${vm.name}' is in no migration: this cloudlet owns it already`, {
         action: 'claim',
@@ -236,93 +221,13 @@ export class MigrationService {
     events.append({ kind: 'vm.claimed', vmId: vm.id, data: { name: vm.name, reason, by: caller.name } });
   }
 
-  // --- asked by the other cloudlet
-
-  /** What does not fit for a VM to come here; all of it at once. */
-  async check(body: Static<typeof schemas.CheckMigration>): Promise<Static<typeof schemas.MigrationCheck>> {
-    const image = this.#options.store.images.get(body.vm.image.digest);
-    return { problems: await this.#problems(body.vm, body.sentAt), hasImage: image !== undefined };
-  }
-
-  async #problems(vm: VmToMove, sentAt?: string): Promise<Problem[]> {
-    const { registry, runner, paths, isDraining, store } = this.#options;
-    return checkArrival(vm, {
-      isDraining: isDraining(),
-      ...(await runner.capacity(paths.root)),
-      hasImage: store.images.get(vm.image.digest) !== undefined,
-      isTaken: (what) => registry.has(what),
-      sentAt,
-    });
-  }
-
-  /** A message about a migration; it is dealt with in its own time. */
-  tell(id: Uuid, message: ToDestination | ToSource, caller: Principal): void {
-    if (caller.kind !== 'cloudlet' || this.#closed) return;
-    this.#receive(id, message, { id: caller.cloudletId, name: caller.name }).catch((error) =>
-      this.#options.log.warn({ err: error, migrationId: id }, 'message not taken'),
-    );
-  }
-
-  async #receive(id: Uuid, message: ToDestination | ToSource, from: MigrationRecord['peer']): Promise<void> {
-    const record = this.#journal.get(id);
-    if (record && record.peer.id !== from.id)
-      throw new AppError('forbidden', `Cloudlet ${from.name} has no part in migration ${id}`);
-    if (record?.role === 'source') {
-      // One that has ended still answers a destination that asks what became of it.
-      const migration = this.#outgoing.get(id) ?? this.#beSource(undefined, record);
-      return migration.receive(message as ToSource);
-    }
-    const toDestination = message as ToDestination;
-    const known = this.#incoming.get(id);
-    if (known) return known.receive(toDestination);
-    if (toDestination.name === 'prepare') {
-      const { vm, options } = toDestination;
-      const createdAt = new Date().toISOString();
-      const state = absentDestination;
-      const common = { id, vm, options, peer: from, createdAt };
-      return this.#beDestination({ ...common, role: 'destination', state }).receive(toDestination);
-    }
-    if (toDestination.name === 'commit') return this.#peers.send(from.id, id, { name: 'unknown' });
-    if (toDestination.name === 'abort') return this.#peers.send(from.id, id, { name: 'gone' });
-  }
-
-  /** Takes a session of the link: bytes of a migration by its ticket, or a base image. */
-  acceptSession({ purpose, hello, cloudletId }: SessionRequest): AcceptedSession {
-    const { images, log } = this.#options;
-    if (purpose === linkPurposes.image) {
-      const onFailure = (error: unknown) => log.warn({ err: error, cloudletId }, 'an image was not taken');
-      return { onSession: (session) => void takeImage(session, images).catch(onFailure) };
-    }
-    const id = String(hello.migrationId);
-    const migration = this.#incoming.get(id);
-    const kind = (['disk', 'memory'] as const).find((each) => linkPurposes[each] === purpose);
-    if (!kind || !migration || this.#journal.get(id)?.peer.id !== cloudletId) {
-      throw new AppError('forbidden', `There is no migration that waits for this ${purpose} session`, {
-        wanted: 'ticket',
-      });
-    }
-    return {
-      onSession: (session) => {
-        session.on('error', () => {});
-        try {
-          migration.accept(kind, String(hello.secret), session);
-        } catch (error) {
-          session.destroy(asAppError(error));
-        }
-      },
-    };
-  }
-
   // --- life of the daemon
 
   /** Goes on with what an earlier daemon had begun; the VMs whose QEMU runs have been taken hold of before. */
   async recover(): Promise<void> {
-    const { registry, vms, paths, log } = this.#options;
+    const { registry, vms, log } = this.#options;
     const unfinished = this.#journal.unfinished();
-    for (const record of unfinished) {
-      await removeOldDoors(paths.vm(record.vm.id));
-      this.#takeUp(record);
-    }
+    for (const record of unfinished) this.#takeUp(record);
     // A daemon may die between a VM's record and that of its migration.
     for (const managed of registry.all()) {
       const { id, state, epoch = 1 } = managed.record;
@@ -339,8 +244,8 @@ export class MigrationService {
     log.warn({ ...fields, role: record.role, state: record.state.name }, 'a migration goes on');
     const managed = registry.all().find((each) => each.record.id === vm.id);
     const onFailure = (error: unknown) => log.error({ ...fields, err: error }, 'migration stands still');
-    if (record.role === 'destination') this.#beDestination(record, managed).restart().catch(onFailure);
-    else if (!managed) this.#beSource(undefined, record).restart().catch(onFailure);
+    if (record.role === 'destination') this.halves.beDestination(record, managed).restart().catch(onFailure);
+    else if (!managed) this.halves.beSource(undefined, record).restart().catch(onFailure);
     else
       this.#operate(managed, record, (work) =>
         this.#migrate(managed, record, work, (migration) => migration.restart()),
@@ -348,39 +253,12 @@ export class MigrationService {
   }
 
   async close(): Promise<void> {
-    this.#closed = true;
-    await Promise.all([...this.#outgoing.values(), ...this.#incoming.values()].map((each) => each.stop()));
-  }
-
-  #beSource(
-    managed: Managed | undefined,
-    record: SourceRecord,
-    onEnd: () => void = () => {},
-    onProgress: (progress: MigrationProgress) => void = () => {},
-  ): SourceMigration {
-    const onOver = () => {
-      this.#outgoing.delete(record.id);
-      onEnd();
-    };
-    const migration = makeSource(this.#parts, record, managed, { onProgress, onOver });
-    this.#outgoing.set(record.id, migration);
-    return migration;
-  }
-
-  #beDestination(record: DestinationRecord, found?: Managed): DestinationMigration {
-    const { id, vm } = record;
-    if (found) found.operationId = id;
-    const migration = makeDestination(this.#parts, record, found, {
-      check: () => this.#problems(vm),
-      onOver: () => this.#incoming.delete(id),
-    });
-    this.#incoming.set(id, migration);
-    return migration;
+    await this.halves.close();
   }
 
   /** The record with what is known only while it runs. */
   #live(record: MigrationRecord): MigrationRecord {
-    const migration = this.#outgoing.get(record.id);
+    const migration = this.halves.outgoing.get(record.id);
     return migration && !record.finishedAt ? { ...record, progress: migration.progress } : record;
   }
 

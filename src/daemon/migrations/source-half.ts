@@ -1,7 +1,5 @@
 /** The source's half of a migration with the daemon around it. The VM's record is in step with who owns the VM. */
 
-import { readdir, rm } from 'node:fs/promises';
-import path from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { SourceMigration } from '../../migration/source.ts';
 import { isSourceOver, type SourceState } from '../../migration/source-machine.ts';
@@ -82,10 +80,4 @@ export function makeSource(
     },
   });
   return migration;
-}
-
-/** The doors through which the QEMU of this VM reached an earlier daemon lead nowhere any more. */
-export async function removeOldDoors(vmDirectory: string): Promise<void> {
-  for (const name of await readdir(vmDirectory).catch(() => []))
-    if (/^to-\w+\.sock$/.test(name)) await rm(path.join(vmDirectory, name), { force: true });
 }

@@ -22,9 +22,9 @@ export const migrationHandlers = ({ migrations, vms }: Cloudlet): Handlers<Names
   listMigrations: ({ query }) => migrations.list(query),
   getMigration: ({ params }) => migrations.get(params.migration),
   limitMigration: ({ params, body }) => migrations.setLimits(params.migration, body),
-  checkMigration: ({ body }) => migrations.check(body),
+  checkMigration: ({ body }) => migrations.halves.check(body),
   tellMigration: ({ params, body, caller }) => {
-    migrations.tell(params.migration, body as ToDestination | ToSource, caller!);
+    migrations.halves.tell(params.migration, body as ToDestination | ToSource, caller!);
     return undefined;
   },
 });

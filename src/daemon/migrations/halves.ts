@@ -1,0 +1,148 @@
+/**
+ * The migrations at work on this cloudlet, each as its source or as its destination, and what the other cloudlet of
+ * each asks, says and sends.
+ */
+import type { Static } from 'typebox';
+import type * as schemas from '../../contract/schemas.ts';
+import type { AcceptedSession, SessionRequest } from '../../link/index.ts';
+import type { DestinationMigration } from '../../migration/destination.ts';
+import { absentDestination } from '../../migration/destination-machine.ts';
+import type { Problem, ToDestination, ToSource } from '../../migration/protocol.ts';
+import type { SourceMigration } from '../../migration/source.ts';
+import { AppError, asAppError } from '../../model/errors.ts';
+import type { Uuid } from '../../model/ids.ts';
+import type { MigrationProgress, VmToMove } from '../../model/migration.ts';
+import type { Principal } from '../credentials.ts';
+import type { Paths } from '../paths.ts';
+import type { Store } from '../store/index.ts';
+import type { Managed } from '../vms/registry.ts';
+import { checkArrival } from './arrival.ts';
+import { makeDestination } from './destination-half.ts';
+import type { HalfParts } from './half.ts';
+import { takeImage } from './image-transfer.ts';
+import { linkPurposes } from './peer-side.ts';
+import type { DestinationRecord, MigrationRecord, SourceRecord } from './record.ts';
+import { makeSource } from './source-half.ts';
+
+export interface HalvesOptions extends HalfParts {
+  store: Store;
+  isDraining: () => boolean;
+  paths: Paths;
+}
+
+export class Halves {
+  readonly outgoing = new Map<Uuid, SourceMigration>();
+  readonly incoming = new Map<Uuid, DestinationMigration>();
+  readonly #options: HalvesOptions;
+  #closed = false;
+
+  constructor(options: HalvesOptions) {
+    this.#options = options;
+  }
+
+  beSource(
+    managed: Managed | undefined,
+    record: SourceRecord,
+    onEnd: () => void = () => {},
+    onProgress: (progress: MigrationProgress) => void = () => {},
+  ): SourceMigration {
+    const onOver = () => {
+      this.outgoing.delete(record.id);
+      onEnd();
+    };
+    const migration = makeSource(this.#options, record, managed, { onProgress, onOver });
+    this.outgoing.set(record.id, migration);
+    return migration;
+  }
+
+  beDestination(record: DestinationRecord, found?: Managed): DestinationMigration {
+    const { id, vm } = record;
+    if (found) found.operationId = id;
+    const migration = makeDestination(this.#options, record, found, {
+      check: () => this.#problems(vm),
+      onOver: () => this.incoming.delete(id),
+    });
+    this.incoming.set(id, migration);
+    return migration;
+  }
+
+  /** What does not fit for a VM to come here; all of it at once. */
+  async check(body: Static<typeof schemas.CheckMigration>): Promise<Static<typeof schemas.MigrationCheck>> {
+    const image = this.#options.store.images.get(body.vm.image.digest);
+    return { problems: await this.#problems(body.vm, body.sentAt), hasImage: image !== undefined };
+  }
+
+  async #problems(vm: VmToMove, sentAt?: string): Promise<Problem[]> {
+    const { registry, runner, paths, isDraining, store } = this.#options;
+    return checkArrival(vm, {
+      isDraining: isDraining(),
+      ...(await runner.capacity(paths.root)),
+      hasImage: store.images.get(vm.image.digest) !== undefined,
+      isTaken: (what) => registry.has(what),
+      sentAt,
+    });
+  }
+
+  /** A message about a migration; it is dealt with in its own time. */
+  tell(id: Uuid, message: ToDestination | ToSource, caller: Principal): void {
+    if (caller.kind !== 'cloudlet' || this.#closed) return;
+    this.#receive(id, message, { id: caller.cloudletId, name: caller.name }).catch((error) =>
+      this.#options.log.warn({ err: error, migrationId: id }, 'message not taken'),
+    );
+  }
+
+  async #receive(id: Uuid, message: ToDestination | ToSource, from: MigrationRecord['peer']): Promise<void> {
+    const record = this.#options.journal.get(id);
+    if (record && record.peer.id !== from.id)
+      throw new AppError('forbidden', `Cloudlet ${from.name} has no part in migration ${id}`);
+    if (record?.role === 'source') {
+      // One that has ended still answers a destination that asks what became of it.
+      const migration = this.outgoing.get(id) ?? this.beSource(undefined, record);
+      return migration.receive(message as ToSource);
+    }
+    const toDestination = message as ToDestination;
+    const known = this.incoming.get(id);
+    if (known) return known.receive(toDestination);
+    if (toDestination.name === 'prepare') {
+      const { vm, options } = toDestination;
+      const createdAt = new Date().toISOString();
+      const state = absentDestination;
+      const common = { id, vm, options, peer: from, createdAt };
+      return this.beDestination({ ...common, role: 'destination', state }).receive(toDestination);
+    }
+    if (toDestination.name === 'commit') return this.#options.peers.send(from.id, id, { name: 'unknown' });
+    if (toDestination.name === 'abort') return this.#options.peers.send(from.id, id, { name: 'gone' });
+  }
+
+  /** Takes a session of the link: bytes of a migration by its ticket, or a base image. */
+  acceptSession({ purpose, hello, cloudletId }: SessionRequest): AcceptedSession {
+    const { images, log } = this.#options;
+    if (purpose === linkPurposes.image) {
+      const onFailure = (error: unknown) => log.warn({ err: error, cloudletId }, 'an image was not taken');
+      return { onSession: (session) => void takeImage(session, images).catch(onFailure) };
+    }
+    const id = String(hello.migrationId);
+    const migration = this.incoming.get(id);
+    const kind = (['disk', 'memory'] as const).find((each) => linkPurposes[each] === purpose);
+    if (!kind || !migration || this.#options.journal.get(id)?.peer.id !== cloudletId) {
+      throw new AppError('forbidden', `There is no migration that waits for this ${purpose} session`, {
+        wanted: 'ticket',
+      });
+    }
+    return {
+      onSession: (session) => {
+        session.on('error', () => {});
+        try {
+          migration.accept(kind, String(hello.secret), session);
+        } catch (error) {
+          session.destroy(asAppError(error));
+        }
+      },
+    };
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.all([...this.outgoing.values(), ...this.incoming.values()].map((each) => each.stop()));
+  }
+}
