@@ -10,6 +10,10 @@ missing_packages() {
   need xorriso xorriso
   need iproute2 ip
   need npm npm
+  if [ -n "${browser:-}" ]; then
+    need chromium chromium
+    need libnss3-tools certutil
+  fi
   if [ "$1" != 0 ]; then
     need mmdebstrap mmdebstrap
     need debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
