@@ -21,7 +21,7 @@ const leftovers = () =>
 afterEach(async () => {
   // The last sockets close a moment after they were destroyed; a timer may have been cleared in this very turn.
   for (let turn = 0; turn < 500 && leftovers() > 0; turn += 1) {
-    await new Promise((resolve) => setImmediate(resolve));
+    await new Promise((resolve) => setTimeout(resolve, 10));
   }
   assert.deepEqual(
     process.getActiveResourcesInfo().filter((each) => /TCP|TLS|Timeout/.test(each)),
