@@ -125,7 +125,7 @@ async function askToJoin(
   json: { token: string; id: Uuid; name: string; url: string; csr: string },
 ): Promise<{ founderId: Uuid; answer: unknown }> {
   let founderId: Uuid | undefined;
-  const agent = createAgent({ ca: at.caCertificate }, ({ founderOf, cloudletId, name }) => {
+  const agent = await createAgent({ ca: at.caCertificate }, ({ founderOf, cloudletId, name }) => {
     if (founderOf === undefined)
       return `it is ${name}, a member of the fleet, but not the founder, who alone admits`;
     founderId = cloudletId;

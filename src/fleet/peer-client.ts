@@ -4,7 +4,7 @@
  * cloudlet; both before the first byte of a request leaves.
  */
 import { X509Certificate } from 'node:crypto';
-import { Agent, type Dispatcher, request } from 'undici';
+import type { Agent, Dispatcher } from 'undici';
 import { AppError, type ErrorCode, errorKinds } from '../model/errors.ts';
 import type { Uuid } from '../model/ids.ts';
 import { type CertifiedCloudlet, parseCertificate, readMember } from './certificates.ts';
@@ -38,7 +38,7 @@ const DEFAULT_MAX_BYTES = 1024 * 1024;
 
 export class PeerClient implements AsyncDisposable {
   #identity: ClientIdentity;
-  readonly #agents = new Map<Uuid, Agent>();
+  readonly #agents = new Map<Uuid, Promise<Agent>>();
   readonly #seen = new Map<Uuid, SeenPeer>();
 
   constructor(identity: ClientIdentity) {
@@ -50,7 +50,7 @@ export class PeerClient implements AsyncDisposable {
    * Errors: `peer_unreachable`, `peer_untrusted`, `timeout`, and whatever error the peer answers with.
    */
   async fetch(peer: { id: Uuid; url: string }, path: string, init: PeerRequest = {}): Promise<unknown> {
-    return exchange(peer.url, path, init, this.#agentFor(peer.id));
+    return exchange(peer.url, path, init, await this.#agentFor(peer.id));
   }
 
   /** What the certificate of the peer said at the newest connection to it. */
@@ -63,7 +63,7 @@ export class PeerClient implements AsyncDisposable {
     this.#identity = identity;
     const agents = Array.from(this.#agents.values());
     this.#agents.clear();
-    await Promise.all(agents.map((agent) => agent.close()));
+    await Promise.all(agents.map(async (agent) => (await agent).close()));
   }
 
   /** Closes the connections to a peer, such as one that was removed. */
@@ -71,20 +71,20 @@ export class PeerClient implements AsyncDisposable {
     const agent = this.#agents.get(id);
     this.#agents.delete(id);
     this.#seen.delete(id);
-    await agent?.destroy();
+    await (await agent)?.destroy();
   }
 
   async close(): Promise<void> {
     const agents = Array.from(this.#agents.values());
     this.#agents.clear();
-    await Promise.all(agents.map((agent) => agent.destroy()));
+    await Promise.all(agents.map(async (agent) => (await agent).destroy()));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
 
-  #agentFor(id: Uuid): Agent {
+  #agentFor(id: Uuid): Promise<Agent> {
     const known = this.#agents.get(id);
     if (known) return known;
     const agent = createAgent(this.#identity.tls, (member, certificate) => {
@@ -102,10 +102,12 @@ export class PeerClient implements AsyncDisposable {
  * Connections on which only a member of the fleet is spoken with whom `refuse` has no objection to. A caller without
  * `key` and `cert` stays anonymous.
  */
-export function createAgent(
+export async function createAgent(
   tls: { key?: string; cert?: string; ca: string },
   refuse: (member: CertifiedCloudlet, certificate: X509Certificate) => string | undefined,
-): Agent {
+): Promise<Agent> {
+  // A cloudlet that is alone never calls a peer, and the library weighs 8 MB: it is loaded for the first call.
+  const { Agent } = await import('undici');
   const ca = parseCertificate(tls.ca);
   return new Agent({
     connections: 4,
@@ -137,6 +139,7 @@ export async function exchange(
   dispatcher: Dispatcher,
 ): Promise<unknown> {
   const { method = 'GET', json, signal, timeoutMs = DEFAULT_TIMEOUT_MS, maxBytes = DEFAULT_MAX_BYTES } = init;
+  const { request } = await import('undici');
   const deadline = AbortSignal.timeout(timeoutMs);
   try {
     const { statusCode, body } = await request(`${url}${path}`, {
