@@ -404,7 +404,7 @@ export const MigrationMessage = Type.Union([
   Exact({ name: Type.Literal('prepare'), vm: VmToMove, options: MigrationOptions }),
   Exact({ name: Type.Literal('commit'), epoch: Type.Integer() }),
   Exact({ name: Type.Literal('abort'), epoch: Type.Integer() }),
-  Exact({ name: OneOf(['pages-lost', 'done', 'gone', 'ask', 'unknown']) }),
+  Exact({ name: OneOf(['pages-lost', 'sessions-lost', 'done', 'gone', 'ask', 'unknown']) }),
   Exact({
     name: Type.Literal('prepared'),
     ticket: Ticket,

@@ -4,7 +4,7 @@
  */
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
-import type { AcceptedSession, SessionRequest } from '../../link/index.ts';
+import type { AcceptedSession, Session, SessionRequest } from '../../link/index.ts';
 import type { DestinationMigration } from '../../migration/destination.ts';
 import { absentDestination } from '../../migration/destination-machine.ts';
 import type { Problem, ToDestination, ToSource } from '../../migration/protocol.ts';
@@ -20,7 +20,7 @@ import { checkArrival } from './arrival.ts';
 import { makeDestination } from './destination-half.ts';
 import type { HalfParts } from './half.ts';
 import { takeImage } from './image-transfer.ts';
-import { linkPurposes } from './peer-side.ts';
+import { linkPurposes, type Message } from './peer-side.ts';
 import type { DestinationRecord, MigrationRecord, SourceRecord } from './record.ts';
 import { makeSource } from './source-half.ts';
 
@@ -34,6 +34,8 @@ export class Halves {
   readonly outgoing = new Map<Uuid, SourceMigration>();
   readonly incoming = new Map<Uuid, DestinationMigration>();
   readonly #options: HalvesOptions;
+  /** Those that brought bytes of a VM, by its migration. */
+  readonly #sessions = new Map<Uuid, Set<Session>>();
   #closed = false;
 
   constructor(options: HalvesOptions) {
@@ -84,14 +86,14 @@ export class Halves {
   }
 
   /** A message about a migration; it is dealt with in its own time. */
-  tell(id: Uuid, message: ToDestination | ToSource, caller: Principal): void {
+  tell(id: Uuid, message: Message, caller: Principal): void {
     if (caller.kind !== 'cloudlet' || this.#closed) return;
     this.#receive(id, message, { id: caller.cloudletId, name: caller.name }).catch((error) =>
       this.#options.log.warn({ err: error, migrationId: id }, 'message not taken'),
     );
   }
 
-  async #receive(id: Uuid, message: ToDestination | ToSource, from: MigrationRecord['peer']): Promise<void> {
+  async #receive(id: Uuid, message: Message, from: MigrationRecord['peer']): Promise<void> {
     const record = this.#options.journal.get(id);
     if (record && record.peer.id !== from.id)
       throw new AppError('forbidden', `Cloudlet ${from.name} has no part in migration ${id}`);
@@ -100,6 +102,7 @@ export class Halves {
       const migration = this.outgoing.get(id) ?? this.beSource(undefined, record);
       return migration.receive(message as ToSource);
     }
+    if (message.name === 'sessions-lost') return this.#loseSessions(id);
     const toDestination = message as ToDestination;
     const known = this.incoming.get(id);
     if (known) return known.receive(toDestination);
@@ -132,6 +135,7 @@ export class Halves {
     return {
       onSession: (session) => {
         session.on('error', () => {});
+        this.#keep(id, session);
         try {
           migration.accept(kind, String(hello.secret), session);
         } catch (error) {
@@ -139,6 +143,22 @@ export class Halves {
         }
       },
     };
+  }
+
+  #keep(id: Uuid, session: Session): void {
+    const sessions = this.#sessions.get(id) ?? new Set();
+    this.#sessions.set(id, sessions);
+    sessions.add(session);
+    session.once('close', () => {
+      sessions.delete(session);
+      if (sessions.size === 0) this.#sessions.delete(id);
+    });
+  }
+
+  /** QEMU then notices at once, and does not wait as long as a cut of the link may last. */
+  #loseSessions(id: Uuid): void {
+    const reason = new AppError('peer_unreachable', 'The daemon at the source was started again');
+    for (const session of this.#sessions.get(id) ?? []) session.destroy(reason);
   }
 
   async close(): Promise<void> {

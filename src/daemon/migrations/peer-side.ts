@@ -10,6 +10,9 @@ import type { Peer } from '../../model/fleet.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { Fleet } from '../fleet.ts';
 
+/** `sessions-lost`: the daemon at the source was started again, and nobody will resume the sessions of the one before. */
+export type Message = ToDestination | ToSource | { name: 'sessions-lost' };
+
 /** Short: a message that does not come through is sent again soon. */
 const messageTimeoutMs = 3000;
 
@@ -53,7 +56,7 @@ export class PeerSide {
     throw new AppError('peer_unreachable', `${peer.url} did not say whether the VM fits`, { url: peer.url });
   }
 
-  async send(peerId: Uuid, id: Uuid, message: ToDestination | ToSource): Promise<void> {
+  async send(peerId: Uuid, id: Uuid, message: Message): Promise<void> {
     await this.#fleet.client.fetch(this.find(peerId), `/v1/migrations/${id}/messages`, {
       method: 'POST',
       json: message,

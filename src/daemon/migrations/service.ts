@@ -2,6 +2,7 @@
  * The migrations of this cloudlet: who asks for one, who asks about one, and what an earlier daemon has left. The two
  * halves are in files of their own; while one is at work on a VM, nothing else is.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
@@ -248,8 +249,22 @@ export class MigrationService {
     else if (!managed) this.halves.beSource(undefined, record).restart().catch(onFailure);
     else
       this.#operate(managed, record, (work) =>
-        this.#migrate(managed, record, work, (migration) => migration.restart()),
+        this.#migrate(managed, record, work, async (migration) => {
+          await migration.restart();
+          void this.#tellLostSessions(record);
+        }),
       );
+  }
+
+  /** Until it is heard: QEMU at the other side cannot know that nobody will resume its sessions. */
+  async #tellLostSessions({ id, peer }: SourceRecord): Promise<void> {
+    while (this.halves.outgoing.has(id)) {
+      try {
+        return await this.#peers.send(peer.id, id, { name: 'sessions-lost' });
+      } catch {
+        await sleep(1000, undefined, { ref: false });
+      }
+    }
   }
 
   async close(): Promise<void> {

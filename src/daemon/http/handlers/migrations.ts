@@ -1,5 +1,5 @@
-import type { ToDestination, ToSource } from '../../../migration/protocol.ts';
 import type { Cloudlet } from '../../cloudlet.ts';
+import type { Message } from '../../migrations/peer-side.ts';
 import type { Handlers } from '../server.ts';
 
 type Names =
@@ -24,7 +24,7 @@ export const migrationHandlers = ({ migrations, vms }: Cloudlet): Handlers<Names
   limitMigration: ({ params, body }) => migrations.setLimits(params.migration, body),
   checkMigration: ({ body }) => migrations.halves.check(body),
   tellMigration: ({ params, body, caller }) => {
-    migrations.halves.tell(params.migration, body as ToDestination | ToSource, caller!);
+    migrations.halves.tell(params.migration, body as Message, caller!);
     return undefined;
   },
 });
