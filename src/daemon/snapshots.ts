@@ -1,6 +1,6 @@
 /**
  * Golden snapshots: an image is booted once in a VM that nobody sees, and its RAM and disk are kept at the moment
- * its guest agent answers. VMs that start from there skip the boot.
+ * its guest agent answers and it has come to rest. VMs that start from there skip the boot.
  */
 import { rm, stat } from 'node:fs/promises';
 import type { Static } from 'typebox';
@@ -9,6 +9,7 @@ import { AppError } from '../model/errors.ts';
 import { newId, type Uuid } from '../model/ids.ts';
 import type { Operation } from '../model/operation.ts';
 import type { ImageRecord, SnapshotRecord, VmSpec } from '../model/vm.ts';
+import { untilCalm } from '../vm/calm.ts';
 import type { Config } from './config.ts';
 import type { EventLog } from './events.ts';
 import type { ImageService } from './images.ts';
@@ -17,6 +18,9 @@ import type { Paths } from './paths.ts';
 import type { Page, PageRequest, Store } from './store/index.ts';
 import { specFor } from './vms/hardware.ts';
 import { capturedIn, type Runner } from './vms/runner.ts';
+
+/** A guest that never rests is captured all the same. */
+const settleTimeoutMs = 60_000;
 
 export interface SnapshotServiceOptions {
   store: Store;
@@ -110,6 +114,7 @@ export class SnapshotService {
     });
     await machine.agent.waitUntilReady({ timeoutMs: readyTimeoutMs, signal });
     const bootMs = performance.now() - began;
+    await untilCalm(machine.process, { timeoutMs: settleTimeoutMs, signal });
     step('capture', 2);
     await runner.capture(machine, spec, image, directory, signal);
     const files = capturedIn(directory);

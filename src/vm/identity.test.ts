@@ -58,5 +58,8 @@ test('the scripts are good POSIX shell', async () => {
   const agent = fakeAgent();
   await changeIdentity(agent, identity);
   await renewLeases(agent);
-  for (const { input } of agent.requests) execFileSync('sh', ['-n'], { input: String(input) });
+  for (const { argv, input } of agent.requests) {
+    const scripts = [String(input), ...argv.filter((item) => item.includes('\n'))];
+    for (const script of scripts) execFileSync('sh', ['-n'], { input: script });
+  }
 });

@@ -36,14 +36,15 @@ export async function changeIdentity(
 }
 
 /**
- * Makes the guest's DHCP clients ask again, as somebody new. It does not wait for their answers, and a guest with
+ * Makes the guest's DHCP clients ask again, as somebody new. The guest does it in its own time, which under TCG is
+ * seconds: who waits for an address watches the guest's facts. A guest with
  * static addresses or with a client that the script does not know is left as it is.
  */
 export async function renewLeases(
   agent: Pick<GuestAgent, 'exec'>,
   options: { signal?: AbortSignal } = {},
 ): Promise<void> {
-  await runScript(agent, 'ask for new addresses', renewScript, [], options.signal);
+  await runScript(agent, 'ask for new addresses', inBackground, [renewScript], options.signal);
 }
 
 async function runScript(
@@ -113,8 +114,10 @@ for step in $plan; do
     ip link set dev "$device" up || fail "cannot bring $device up"
   fi
 done
-sync
 `;
+
+/** Runs its argument, a script, on its own. */
+const inBackground = 'setsid /bin/sh -c "$1" > /dev/null 2>&1 < /dev/null &';
 
 /**
  * systemd-networkd takes its DHCP identity from the machine id when it starts. udhcpc would renew the lease of the
@@ -122,6 +125,7 @@ sync
  */
 const renewScript = `
 set -u
+sync
 if [ -d /run/systemd/system ] && systemctl -q is-active systemd-networkd; then
   systemctl restart systemd-networkd || exit 1
 fi
