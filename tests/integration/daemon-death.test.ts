@@ -196,6 +196,19 @@ const deaths: Death[] = [
     },
   },
   {
+    when: 'a VM that does not listen is stopped',
+    ask: async () => {
+      if ((await view('resting')).state === 'stopped')
+        await done(viper, viper.startVm({ params: { vm: 'resting' } }));
+      return viper.stopVm({ params: { vm: 'resting' }, body: { graceMs: 600_000 } });
+    },
+    at: ({ kind }) => kind === 'vm.stopping',
+    expect: async (operation) => {
+      interrupted(operation);
+      assert.equal((await view('resting')).state, 'running');
+    },
+  },
+  {
     when: 'a running VM is captured for its clone',
     ask: () => viper.cloneVm({ params: { vm: 'three' }, body: { name: 'made' } }),
     at: (event) => phase(event) === 'capture',

@@ -19,6 +19,7 @@ import {
   directoryOf,
   done,
   EventRecorder,
+  importEmpty,
   importTiny,
   openFleet,
   refused,
@@ -121,9 +122,7 @@ test('an image that a VM uses cannot be removed', options, async () => {
 });
 
 test('an image that nobody uses is removed, with its aliases and its file', options, async () => {
-  const disk = Buffer.alloc(MiB);
-  disk.set([0x55, 0xaa], 510);
-  const image = await viper.importImage({ body: new Blob([disk]), query: { alias: 'empty' } });
+  const image = await importEmpty(viper);
   assert.deepEqual([image.format, image.virtualBytes], ['raw', MiB]);
   await viper.deleteImage({ params: { image: 'empty' } });
   await refused(viper.getImage({ params: { image: image.digest } }), 'not_found');
@@ -189,6 +188,61 @@ test('what cannot be made is refused before anything is made', options, async ()
   await refused(attempt({ hardware: { memoryBytes: MiB } }), 'invalid_request');
   assert.deepEqual(await viper.listVms(), before);
 });
+
+/** The codes with which the calls ended, in order; 'done' for one that went well. */
+const outcomes = async (calls: Promise<unknown>[]): Promise<string[]> =>
+  (await Promise.allSettled(calls))
+    .map((call) => (call.status === 'fulfilled' ? 'done' : (call.reason as { code: string }).code))
+    .sort();
+
+test(
+  'of many who ask for the same at once, one gets it and the others are told why not',
+  options,
+  async () => {
+    const many = <T>(ask: () => Promise<T>) => Array.from({ length: 8 }, ask);
+    const others = (code: string) => [...Array(7).fill(code), 'done'].sort();
+    const body = { name: 'raced', image: 'tiny', instanceType: 'tiny', start: false };
+    assert.deepEqual(await outcomes(many(() => done(viper, viper.createVm({ body })))), others('name_taken'));
+    assert.deepEqual(await outcomes(many(() => viper.startVm({ params: { vm: 'raced' } }))), others('busy'));
+    await until('the start', async () => (await view('raced')).state === 'running');
+    const force = { params: { vm: 'raced' }, query: { force: true } };
+    const deleted = await outcomes(many(() => viper.deleteVm(force)));
+    assert.ok(
+      deleted.includes('done') && deleted.every((each) => ['busy', 'done', 'not_found'].includes(each)),
+    );
+    await until('the end', () =>
+      view('raced').then(
+        () => false,
+        () => true,
+      ),
+    );
+  },
+);
+
+test(
+  'an image that is removed while VMs are made of it is there for all of them or for none',
+  options,
+  async () => {
+    for (let round = 0; round < 5; round += 1) {
+      await importEmpty(viper);
+      const names = Array.from({ length: 4 }, (_, index) => `of-empty-${index}`);
+      const asked = names.map((name) =>
+        done(viper, viper.createVm({ body: { name, image: 'empty', instanceType: 'tiny', start: false } })),
+      );
+      const [[removal], made] = await Promise.all([
+        outcomes([viper.deleteImage({ params: { image: 'empty' } })]),
+        outcomes(asked),
+      ]);
+      assert.ok(
+        made.every((each) => each === (removal === 'done' ? 'not_found' : 'done')),
+        `${removal}: ${made}`,
+      );
+      assert.ok(removal === 'done' || removal === 'in_use', removal);
+      for (const name of names) if (removal !== 'done') await remove(name);
+      if (removal !== 'done') await viper.deleteImage({ params: { image: 'empty' } });
+    }
+  },
+);
 
 // --- looking at guests
 
