@@ -140,7 +140,7 @@ test('a refusal lists all that does not fit, at once', options, async () => {
     north.viper.migrateVm({ params: { vm: 'one' }, body: { to: 'south' } }),
     'migration_refused',
   );
-  assert.match(error.message, /another VM has the name 'one'/);
+  assert.match(error.message, /Another VM there is called 'one'/);
   // The rest as a source could ask it, which is a cloudlet with more room and more networks than this one.
   const { spec } = await north.viper.getVm({ params: { vm: 'one' } });
   const vm = {
@@ -166,7 +166,7 @@ test('a refusal lists all that does not fit, at once', options, async () => {
   const { problems } = answer as { problems: { field: string }[] };
   assert.deepEqual(
     problems.map(({ field }) => field),
-    ['memoryBytes', 'diskBytes', 'nets.0.network', 'name', 'clock'],
+    ['memory', 'disk', 'nets.0.network', 'name', 'clock'],
   );
   await done(south.viper, south.viper.deleteVm({ params: { vm: 'one' } }));
 });

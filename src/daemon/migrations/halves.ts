@@ -7,22 +7,25 @@ import type * as schemas from '../../contract/schemas.ts';
 import type { AcceptedSession, Session, SessionRequest } from '../../link/index.ts';
 import type { DestinationMigration } from '../../migration/destination.ts';
 import { absentDestination } from '../../migration/destination-machine.ts';
-import type { Problem, ToDestination, ToSource } from '../../migration/protocol.ts';
+import { checkFit, type Preflight, qemuFactsOf } from '../../migration/preflight.ts';
+import type { ToDestination, ToSource } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
-import type { MigrationProgress, VmToMove } from '../../model/migration.ts';
+import type { MigrationOptions, MigrationProgress, VmToMove } from '../../model/migration.ts';
 import type { Principal } from '../credentials.ts';
 import type { Paths } from '../paths.ts';
 import type { Store } from '../store/index.ts';
 import type { Managed } from '../vms/registry.ts';
-import { checkArrival } from './arrival.ts';
 import { makeDestination } from './destination-half.ts';
 import type { HalfParts } from './half.ts';
 import { takeImage } from './image-transfer.ts';
 import { linkPurposes, type Message } from './peer-side.ts';
 import type { DestinationRecord, MigrationRecord, SourceRecord } from './record.ts';
 import { makeSource } from './source-half.ts';
+
+/** The most that a question may have been under way; peers are far nearer than this. */
+const questionMs = 2000;
 
 export interface HalvesOptions extends HalfParts {
   store: Store;
@@ -61,7 +64,7 @@ export class Halves {
     const { id, vm } = record;
     if (found) found.operationId = id;
     const migration = makeDestination(this.#options, record, found, {
-      check: () => this.#problems(vm),
+      check: async () => (await this.#fit(vm, record.options)).problems,
       onOver: () => this.incoming.delete(id),
     });
     this.incoming.set(id, migration);
@@ -70,19 +73,38 @@ export class Halves {
 
   /** What does not fit for a VM to come here; all of it at once. */
   async check(body: Static<typeof schemas.CheckMigration>): Promise<Static<typeof schemas.MigrationCheck>> {
-    const image = this.#options.store.images.get(body.vm.image.digest);
-    return { problems: await this.#problems(body.vm, body.sentAt), hasImage: image !== undefined };
+    // The question was on its way for a part of the difference.
+    const clock = { offsetMs: Date.now() - Date.parse(body.sentAt), uncertaintyMs: questionMs };
+    const { problems, imageToSend } = await this.#fit(body.vm, body.options, body.qemuVersion, clock);
+    return { problems, hasImage: !imageToSend };
   }
 
-  async #problems(vm: VmToMove, sentAt?: string): Promise<Problem[]> {
+  /** Without the source's word its QEMU and its clock count as ours. */
+  async #fit(
+    vm: VmToMove,
+    options: MigrationOptions,
+    sourceVersion?: string,
+    clock = { offsetMs: 0, uncertaintyMs: 0 },
+  ): Promise<Preflight> {
     const { registry, runner, paths, isDraining, store } = this.#options;
-    return checkArrival(vm, {
-      isDraining: isDraining(),
-      ...(await runner.capacity(paths.root)),
-      hasImage: store.images.get(vm.image.digest) !== undefined,
-      isTaken: (what) => registry.has(what),
-      sentAt,
+    const { host, networks, freeMemoryBytes, freeDiskBytes } = await runner.capacity(paths.root);
+    const image = store.images.get(vm.image.digest);
+    const source = { qemu: { version: sourceVersion ?? host.qemu.version } };
+    const { problems, imageToSend } = checkFit(vm, options, source, {
+      qemu: qemuFactsOf(host),
+      accelerators: host.accelerator === 'kvm' ? ['kvm', 'tcg'] : ['tcg'],
+      memory: { freeBytes: freeMemoryBytes },
+      disk: { freeBytes: freeDiskBytes },
+      images: image ? [image.digest] : [],
+      networks: networks.map(({ name }) => name),
+      vms: registry.all().map(({ record: { id, name } }) => ({ id, name })),
+      clock,
     });
+    if (isDraining()) {
+      const message = 'The cloudlet is drained and takes no VMs';
+      problems.unshift({ field: 'cloudlet', value: 'drained', wanted: 'undrained', message });
+    }
+    return { problems, imageToSend };
   }
 
   /** A message about a migration; it is dealt with in its own time. */

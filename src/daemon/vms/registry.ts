@@ -61,11 +61,6 @@ export class VmRegistry {
     throw new AppError('not_found', `There is no VM '${reference}'`, { kind: 'vm', name: reference });
   }
 
-  /** Whether there is a VM of this id or name. */
-  has(idOrName: string): boolean {
-    return this.#byId.has(idOrName) || this.#byName.has(idOrName);
-  }
-
   requireFreeName(name: string): void {
     if (this.#byName.has(name)) {
       throw new AppError('name_taken', `There is a VM '${name}' already`, { kind: 'vm', name });
