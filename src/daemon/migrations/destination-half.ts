@@ -5,7 +5,7 @@ import { DestinationMigration } from '../../migration/destination.ts';
 import { isDestinationOver } from '../../migration/destination-machine.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import type { Managed } from '../vms/registry.ts';
-import { DoubtTimer, doubtAtDestination, isDestinationInDoubt } from './doubt.ts';
+import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing } from './doubt.ts';
 import { type HalfParts, narrate } from './half.ts';
 import type { DestinationRecord } from './record.ts';
 
@@ -29,7 +29,11 @@ export function makeDestination(
   const { id, vm, options, peer } = record;
   const { journal, peers, registry, vms, runner, images } = parts;
   const tell = narrate(parts, record);
-  const doubt = new DoubtTimer(() => tell.attention(doubtAtDestination(peer.name)));
+  const doubt = new DoubtTimer(() => {
+    const explain = migration.state.name === 'arrived' ? pagesAreMissing : doubtAtDestination;
+    tell.attention(explain(peer.name));
+  });
+  const lacksPages = (): boolean => migration.state.name === 'arrived' && !migration.state.complete;
   let arriving = found;
   let isOver = false;
 
@@ -68,7 +72,12 @@ export function makeDestination(
     machine: found?.machine ?? null,
     surroundings: {
       journal: { append: (state) => journal.append(record, state) },
-      send: (message) => peers.send(peer.id, id, message),
+      send: async (message) => {
+        const sent = peers.send(peer.id, id, message);
+        // It says every second that it runs: as long as nobody hears it, nobody sends the pages either.
+        if (lacksPages()) sent.then(doubt.stop.bind(doubt), () => doubt.note(lacksPages()));
+        await sent;
+      },
       check: async () => {
         const problems = await check();
         // A `prepare` that comes again must not meet, as another VM, what the first one has made meanwhile.
@@ -79,7 +88,7 @@ export function makeDestination(
         if (arriving && registry.holds(arriving)) await vms.forget(arriving);
       },
       onState: (state) => {
-        doubt.note(isDestinationInDoubt(state));
+        if (!lacksPages()) doubt.note(isDestinationInDoubt(state));
         tell.state(state.name);
         if (state.name === 'arrived' && arriving && arriving.record.state === 'arriving')
           registry.update(arriving, { state: vm.running ? 'running' : 'paused', epoch: state.epoch });

@@ -7,6 +7,11 @@ import type { SourceState } from '../../migration/source-machine.ts';
 
 const doubtMs = 15_000;
 
+/** It runs here, as far as it can: pages are still at the source, which does not answer. */
+export const pagesAreMissing = (peer: string): string =>
+  `The VM runs here but part of its memory is still at ${peer}, which does not answer; what needs that part stands ` +
+  `still until it does. If ${peer} is gone for good, the VM can only be deleted, or stopped and started from its disk`;
+
 /** Released and not yet taken up, as far as is known here. */
 export const isSourceInDoubt = ({ name }: SourceState): boolean => name === 'switching';
 

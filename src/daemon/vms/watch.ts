@@ -65,7 +65,9 @@ export class VmWatch {
     if (!machine) return this.takeOver(managed);
     await this.observe(managed);
     const exit = await Promise.race([machine.exited, sleep(0)]);
-    if (exit && managed.machine === machine) await this.ended(managed, exit);
+    if (!exit || managed.machine !== machine) return;
+    // Nobody could ask for its end meanwhile: one that had to be ended has crashed.
+    await this.ended(managed, exit.reason === 'forced' ? { ...exit, reason: 'crashed' } : exit);
   }
 
   /** QEMU is gone: what it used is given back, and why is kept. */
