@@ -277,6 +277,11 @@ export class Stage implements AsyncDisposable {
         return '';
       }
       const where = await this.#attention(struck);
+      const isServed = await this.#isAt(to, struck.migrationId, 'arrived');
+      if (where && isServed) {
+        await this.#heal();
+        return ' (operator told)';
+      }
       if (where) {
         await where.viper.claimVm({ params: { vm: vmId }, body: { reason: 'the link is gone' } });
         await this.#until(
