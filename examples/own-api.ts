@@ -14,21 +14,33 @@ import { viperHttp } from 'viper/http';
 export function desktopApi(cloudlet: Cloudlet) {
   const app = Fastify();
 
-  app.put<{ Params: { user: string } }>('/desktops/:user', async (request, reply) => {
+  // Library calls trust their caller, so what comes from outside is checked here.
+  const schema = {
+    params: { type: 'object', properties: { user: { type: 'string', pattern: '^[a-z0-9-]{1,40}$' } } },
+  };
+
+  app.put<{ Params: { user: string } }>('/desktops/:user', { schema }, async (request, reply) => {
     const name = `desktop-${request.params.user}`;
-    const operation = await cloudlet.vms.create({ name, image: 'desktop', instanceType: 'tiny' });
+    const operation = await cloudlet.vms
+      .create({ name, image: 'desktop', instanceType: 'tiny' })
+      .catch((error) => {
+        if (error instanceof AppError && error.code === 'name_taken') return undefined;
+        throw error;
+      });
+    // The user has one already: asking again changes nothing.
+    if (!operation) return { user: request.params.user, state: cloudlet.vms.view(name).state };
     const ended = await cloudlet.operations.wait(operation.id);
     return reply
       .code(ended.state === 'succeeded' ? 201 : 502)
       .send({ user: request.params.user, state: ended.state });
   });
 
-  app.get<{ Params: { user: string } }>('/desktops/:user', async (request) => {
+  app.get<{ Params: { user: string } }>('/desktops/:user', { schema }, async (request) => {
     const { state } = cloudlet.vms.view(`desktop-${request.params.user}`);
     return { user: request.params.user, state };
   });
 
-  app.delete<{ Params: { user: string } }>('/desktops/:user', async (request, reply) => {
+  app.delete<{ Params: { user: string } }>('/desktops/:user', { schema }, async (request, reply) => {
     const operation = cloudlet.vms.delete(`desktop-${request.params.user}`, { force: true });
     await cloudlet.operations.wait(operation.id);
     return reply.code(204).send();

@@ -2,7 +2,8 @@
  * The states of a VM and which action is allowed in which. The API refuses by this table, tells clients by it
  * what is possible now, and a dashboard disables its buttons by it; nobody decides this anywhere else.
  *
- *   creating -> stopped <-> starting -> running <-> paused
+ *   creating -> running, or stopped
+ *               stopped <-> starting -> running <-> paused
  *                  ^                       |  |
  *                  +------ stopping <------+  +--> crashed   (QEMU ended and nobody had asked for it)
  *   any resting state -> deleting -> gone

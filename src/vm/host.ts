@@ -110,7 +110,10 @@ async function probeQemu(program: string, signal?: AbortSignal): Promise<QemuFac
     '-qmp',
     'stdio',
   ];
-  const child = spawn(path, argv, { stdio: ['pipe', 'pipe', 'ignore'] });
+  // QEMU does not notice that nobody asks it any more; `timeout` ends it should we die meanwhile.
+  const child = spawn('timeout', [String(probeTimeoutMs / 1000), path, ...argv], {
+    stdio: ['pipe', 'pipe', 'ignore'],
+  });
   const gone = Promise.withResolvers<void>();
   child.once('exit', () => gone.resolve());
   child.once('error', () => gone.resolve());
@@ -130,7 +133,8 @@ async function probeQemu(program: string, signal?: AbortSignal): Promise<QemuFac
       cpuModels: models.map(({ name }) => name).sort(),
     };
   } finally {
-    child.kill('SIGKILL');
+    // Passed on to QEMU, which ends at once.
+    child.kill('SIGTERM');
     await gone.promise;
   }
 }
