@@ -63,7 +63,6 @@ export const quickCases: Case[] = [
   find('source', 'switching', 'kill destination daemon'),
   find('destination', 'waiting', 'kill destination QEMU'),
   find('destination', 'owning', 'cut 1 s'),
-  find('source', 'switching', 'cut for good'),
 ];
 
 function find(role: Moment['role'], state: string, fault: Fault, phase?: Moment['phase']): Case {
