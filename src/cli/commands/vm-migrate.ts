@@ -32,7 +32,7 @@ export function addVmMigrateCommands(vm: Command): void {
     .addOption(
       new Option('--mode <mode>', 'auto: pre-copy while it gains on the guest, else post-copy')
         .choices(migrationModes)
-        .default('auto'),
+        .default('precopy'),
     )
     .option('--downtime <time>', 'the pause that pre-copy may plan for (300ms if absent)', parseDuration)
     .option('--bandwidth <rate>', 'most bits per second, such as 100M (no limit if absent)', parseBitRate)

@@ -296,7 +296,8 @@ export class MigrationService {
 
 function optionsOf(request: MigrateVm): MigrationOptions {
   return {
-    mode: request.mode ?? 'auto',
+    // Post-copy cannot be taken back once it has begun, so it is for those who ask for it (or for `auto`).
+    mode: request.mode ?? 'precopy',
     storage: 'copied',
     limits: { ...defaultLimits, ...request.limits },
     channels: 0,
