@@ -7,6 +7,7 @@ import { type MigrationPhase, migrationPhases } from '../model/migration.ts';
 import { formatBytes } from '../model/units.ts';
 import type { MigrationProgress } from '../sdk/client.ts';
 import { formatBitRate, formatDuration, type Output } from './output.ts';
+import { progressLines } from './progress.ts';
 
 export interface MigrationView extends Disposable {
   update(progress: MigrationProgress): void;
@@ -17,7 +18,7 @@ const barWidth = 24;
 /** Shows nothing with --quiet. Disposing takes the bar away. */
 export function showMigration(title: string, output: Output): MigrationView {
   if (output.quiet) return { update() {}, [Symbol.dispose]() {} };
-  const show = process.stderr.isTTY ? bar(title) : lines(title, output);
+  const show = process.stderr.isTTY ? bar(title) : progressLines(title, output);
   const forward = onlyForward();
   return {
     update: (progress) => show.update(forward(progress)),
@@ -79,16 +80,5 @@ function bar(
     [Symbol.dispose]() {
       if (started) single.stop();
     },
-  };
-}
-
-function lines(title: string, output: Output): MigrationView {
-  let told: string | undefined;
-  return {
-    update({ phase }) {
-      if (phase !== told) output.note(`${title}: ${phase}`);
-      told = phase;
-    },
-    [Symbol.dispose]() {},
   };
 }

@@ -59,7 +59,11 @@ function progressBar(title: string): ProgressView {
   };
 }
 
-function progressLines(title: string, output: Output): ProgressView {
+/** One line for each phase, where there is no terminal. */
+export function progressLines(
+  title: string,
+  output: Output,
+): { update(progress: { phase: string }): void } & Disposable {
   let told: string | undefined;
   return {
     update({ phase }) {

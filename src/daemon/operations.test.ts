@@ -261,7 +261,7 @@ describe('progress', () => {
 async function beginReporting(operations: Operations) {
   const began = Promise.withResolvers<(report: Progress) => void>();
   const finished = Promise.withResolvers<undefined>();
-  const { id } = operations.run('image.import', {}, ({ progress, signal }) => {
+  const { id } = operations.run('vm.create', {}, ({ progress, signal }) => {
     began.resolve(progress);
     signal.addEventListener('abort', () => finished.resolve(undefined));
     return finished.promise;

@@ -14,7 +14,6 @@ export const operationKinds = [
   'vm.migrate',
   'cloudlet.drain',
   'snapshot.create',
-  'image.import',
 ] as const;
 export type OperationKind = (typeof operationKinds)[number];
 
