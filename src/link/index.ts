@@ -7,7 +7,6 @@ export type { LinkCredentials } from './connect.ts';
 export type { Identify } from './identify.ts';
 export type { JsonObject } from './json.ts';
 export { defaultLimits, type LinkLimits } from './limits.ts';
-export { type Messages, messages } from './messages.ts';
 export { type OpenSessionOptions, openSession } from './open-session.ts';
 export { type LinkPurpose, linkPurposes, serverAlpnProtocols } from './purposes.ts';
 export { RateLimiter } from './rate-limiter.ts';

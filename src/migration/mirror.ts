@@ -11,16 +11,6 @@ import type { BlockJobInfo, QmpConnection } from '../qmp/index.ts';
 import { delay } from '../qmp/index.ts';
 import { nodeNames } from '../vm/argv.ts';
 
-// QEMU 8.2 and later. To be moved into the command map of the room.
-declare module '../qmp/commands.ts' {
-  interface QmpCommands {
-    'block-job-change': {
-      arguments: { id: string; type: 'mirror'; 'copy-mode': 'write-blocking' };
-      return: Record<string, never>;
-    };
-  }
-}
-
 export const mirrorJob = 'migrate-disk';
 export const targetNode = 'migrate-disk-target';
 export const exportName = 'disk';

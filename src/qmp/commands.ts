@@ -182,6 +182,13 @@ export interface QmpCommands {
   'migrate-set-parameters': Command<MigrationParameters, Done>;
   'query-migrate-parameters': Command<None, MigrationParameters>;
   'query-migrate': Command<None, MigrationInfo>;
+  /** QEMU 6.1 and later; `calc-time` in seconds. */
+  'calc-dirty-rate': Command<{ 'calc-time': number; 'sample-pages': number }, Done>;
+  /** MiB/s; missing until it is measured. */
+  'query-dirty-rate': Command<
+    None,
+    { status: 'unstarted' | 'measuring' | 'measured'; 'dirty-rate'?: number }
+  >;
   'announce-self': Command<
     { initial: number; max: number; rounds: number; step: number; interfaces?: string[]; id?: string },
     Done
@@ -229,6 +236,8 @@ export interface QmpCommands {
     Done
   >;
   'block-job-cancel': Command<{ device: string; force?: boolean }, Done>;
+  /** QEMU 8.2 and later. */
+  'block-job-change': Command<{ id: string; type: 'mirror'; 'copy-mode': 'write-blocking' }, Done>;
   'block-job-set-speed': Command<{ device: string; speed: number }, Done>;
   'job-cancel': Command<{ id: string }, Done>;
   'job-complete': Command<{ id: string }, Done>;

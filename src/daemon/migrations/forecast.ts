@@ -10,21 +10,6 @@ import { MiB } from '../../model/units.ts';
 import { delay, type QmpConnection } from '../../qmp/index.ts';
 import type { MigrationRecord } from './record.ts';
 
-// QEMU 6.1 and later. To be moved into the command map of the room.
-declare module '../../qmp/commands.ts' {
-  interface QmpCommands {
-    'calc-dirty-rate': {
-      arguments: { 'calc-time': number; 'sample-pages': number };
-      return: Record<string, never>;
-    };
-    'query-dirty-rate': {
-      arguments: Record<string, never> | undefined;
-      /** MiB/s; missing until it is measured. */
-      return: { status: 'unstarted' | 'measuring' | 'measured'; 'dirty-rate'?: number };
-    };
-  }
-}
-
 export type Forecast = NonNullable<Static<typeof schemas.MigrationPlan>['forecast']>;
 
 /** Where nothing was ever sent to that peer: a common local network. */

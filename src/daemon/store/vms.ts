@@ -32,23 +32,19 @@ interface SummaryRow {
 
 export class VmRepository {
   readonly #byId: Statement<Row>;
-  readonly #byName: Statement<Row>;
   readonly #all: Statement<Row>;
   readonly #page: Statement<SummaryRow>;
-  readonly #counts: Statement<{ state: VmState; count: number }>;
   readonly #insert: Statement<never>;
   readonly #update: Statement<never>;
   readonly #delete: Statement<never>;
 
   constructor(database: Database) {
     this.#byId = database.prepare('SELECT record FROM vms WHERE id = ?');
-    this.#byName = database.prepare('SELECT record FROM vms WHERE name = ?');
     this.#all = database.prepare('SELECT record FROM vms ORDER BY created_at, id');
     this.#page = database.prepare(
       `SELECT id, name, state, created_at, image, cpus, memory_bytes FROM vms
        WHERE (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?`,
     );
-    this.#counts = database.prepare('SELECT state, count(*) AS count FROM vms GROUP BY state');
     this.#insert = database.prepare(
       `INSERT INTO vms (name, state, image, cpus, memory_bytes, record, created_at, id)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
@@ -63,15 +59,6 @@ export class VmRepository {
     return parse(this.#byId.get(id));
   }
 
-  getByName(name: string): VmRecord | undefined {
-    return parse(this.#byName.get(name));
-  }
-
-  /** By id or by name; an id goes first. */
-  find(reference: string): VmRecord | undefined {
-    return this.get(reference) ?? this.getByName(reference);
-  }
-
   /** Every VM, oldest first: for the start of the daemon, which must look at each of them. */
   all(): VmRecord[] {
     return this.#all.all().map((row) => parse(row)!);
@@ -80,10 +67,6 @@ export class VmRepository {
   /** Oldest first. */
   list(request: PageRequest): Page<VmSummary> {
     return readPage(this.#page, request, (row) => [row.created_at, row.id], summarise);
-  }
-
-  countByState(): Partial<Record<VmState, number>> {
-    return Object.fromEntries(this.#counts.all().map(({ state, count }) => [state, count]));
   }
 
   /** Errors: `name_taken`. */

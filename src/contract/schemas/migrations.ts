@@ -1,0 +1,150 @@
+/** Migrations: what is asked for, what two daemons say to each other, how far it is and what it came to. */
+import { Type } from 'typebox';
+import { migrationModes, migrationPhases } from '../../model/migration.ts';
+import { Body, Bytes, Digest, Exact, Name, OneOf, Page, Time, Uuid } from './basics.ts';
+import { VmSpec } from './vms.ts';
+
+const Bps = Type.Number({ minimum: 0 });
+export const Limits = Exact({
+  downtimeMs: Type.Integer({
+    minimum: 1,
+    maximum: 60_000,
+    description: 'The pause that pre-copy may plan for.',
+  }),
+  bandwidthBps: Type.Optional(Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 })),
+  autoConverge: Type.Boolean({
+    description: 'Slow the guest down if it writes faster than the link carries.',
+  }),
+});
+export const MigrationOptions = Exact({
+  mode: OneOf(migrationModes, '`auto`: pre-copy while rounds shrink the work, post-copy when they do not.'),
+  storage: OneOf(['shared', 'copied']),
+  limits: Limits,
+  channels: Type.Integer({ minimum: 0, maximum: 16 }),
+});
+export const MigrateVm = Body(
+  { to: 'edge2' },
+  {
+    to: Type.String({ pattern: '^[a-z0-9][a-z0-9-]{0,62}$', description: 'Name or id of a peer.' }),
+    mode: Type.Optional(OneOf(migrationModes)),
+    limits: Type.Optional(
+      Exact({
+        downtimeMs: Type.Optional(Limits.properties.downtimeMs),
+        bandwidthBps: Type.Optional(Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 })),
+        autoConverge: Type.Optional(Type.Boolean()),
+      }),
+    ),
+  },
+);
+export const ClaimVm = Exact({
+  reason: Type.String({
+    minLength: 3,
+    maxLength: 500,
+    pattern: '^[^\\u0000-\\u001f]*$',
+    description: 'For the audit.',
+  }),
+});
+const Problem = Exact({
+  field: Type.String({ maxLength: 200 }),
+  value: Type.Unknown(),
+  wanted: Type.Unknown(),
+  message: Type.String({ maxLength: 2000 }),
+});
+const MigratingImage = Exact({
+  digest: Digest,
+  format: OneOf(['qcow2', 'raw']),
+  fileBytes: Bytes,
+  virtualBytes: Bytes,
+});
+/** What the destination has to know of a VM to take it in. */
+export const VmToMove = Exact({
+  id: Uuid,
+  name: Name,
+  spec: VmSpec,
+  running: Type.Boolean(),
+  epoch: Type.Integer({ minimum: 1 }),
+  runningWith: OneOf(['kvm', 'tcg']),
+  image: MigratingImage,
+  diskBytes: Bytes,
+});
+export const CheckMigration = Exact({
+  vm: VmToMove,
+  options: MigrationOptions,
+  qemuVersion: Type.String({ maxLength: 40 }),
+  sentAt: Time,
+});
+export const MigrationCheck = Exact({
+  problems: Type.Array(Problem),
+  hasImage: Type.Boolean({ description: 'Else the source sends the base image first.' }),
+});
+const Ticket = Exact({ secret: Type.String({ maxLength: 200 }), expiresAt: Time });
+/** What two daemons say to each other about one migration; see src/migration/protocol.ts. */
+export const MigrationMessage = Type.Union([
+  Exact({ name: Type.Literal('prepare'), vm: VmToMove, options: MigrationOptions }),
+  Exact({ name: Type.Literal('commit'), epoch: Type.Integer() }),
+  Exact({ name: Type.Literal('abort'), epoch: Type.Integer() }),
+  Exact({ name: OneOf(['pages-lost', 'sessions-lost', 'done', 'gone', 'ask', 'unknown']) }),
+  Exact({
+    name: Type.Literal('prepared'),
+    ticket: Ticket,
+  }),
+  Exact({ name: Type.Literal('recover'), ticket: Ticket }),
+  Exact({ name: Type.Literal('refused'), problems: Type.Array(Problem, { maxItems: 100 }) }),
+  Exact({ name: Type.Literal('running'), epoch: Type.Integer(), complete: Type.Boolean() }),
+  Exact({ name: Type.Literal('rejected'), reason: Type.String({ maxLength: 10_000 }) }),
+]);
+
+export const MigrationProgress = Exact({
+  phase: OneOf(migrationPhases),
+  round: Type.Integer(),
+  doneBytes: Bytes,
+  totalBytes: Bytes,
+  dirtyBps: Bps,
+  rateBps: Bps,
+  etaMs: Type.Optional(Type.Number()),
+  forecastDowntimeMs: Type.Optional(Type.Number()),
+});
+export const MigrationResult = Exact({
+  totalMs: Type.Number(),
+  downtimeMs: Type.Optional(Type.Number()),
+  qemuDowntimeMs: Type.Optional(Type.Number()),
+  setupMs: Type.Number(),
+  rounds: Type.Integer(),
+  memoryBytes: Bytes,
+  diskBytes: Bytes,
+  zeroPages: Type.Integer(),
+  dirtyBps: Bps,
+  rateBps: Bps,
+  throttlePercent: Type.Number(),
+  pageRequests: Type.Integer(),
+  finishedAs: OneOf(['precopy', 'postcopy']),
+});
+export const Migration = Exact({
+  id: Uuid,
+  role: OneOf(['source', 'destination'], 'What this cloudlet is in it.'),
+  vm: Exact({ id: Uuid, name: Name }),
+  peer: Exact({ id: Uuid, name: Name }),
+  options: MigrationOptions,
+  state: Type.String({ description: 'Of the state machine; see docs/architecture.md.' }),
+  over: Type.Boolean(),
+  progress: Type.Optional(MigrationProgress),
+  result: Type.Optional(MigrationResult),
+  failure: Type.Optional(
+    Exact({ code: Type.String(), message: Type.String(), problems: Type.Optional(Type.Array(Problem)) }),
+  ),
+  createdAt: Time,
+  finishedAt: Type.Optional(Time),
+});
+export const MigrationPage = Page(Migration);
+export const MigrationPlan = Exact({
+  problems: Type.Array(Problem),
+  forecast: Type.Optional(
+    Exact({
+      totalMs: Type.Number(),
+      downtimeMs: Type.Number(),
+      bytes: Bytes,
+      converges: Type.Boolean(),
+      inputs: Type.Record(Type.String(), Type.Number()),
+    }),
+  ),
+});
