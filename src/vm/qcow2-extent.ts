@@ -6,10 +6,7 @@
 import { AppError } from '../model/errors.ts';
 import { throwIfCancelled } from './cancel.ts';
 import type { Qcow2Header } from './qcow2.ts';
-
-const offsetMask = 0x00ff_ffff_ffff_fe00n;
-const compressedBit = 1n << 62n;
-const zeroBit = 1n;
+import { decodeCluster, offsetMask } from './qcow2-cluster.ts';
 
 export type ReadAt = (offset: number, length: number) => Promise<Uint8Array>;
 
@@ -34,34 +31,34 @@ export async function dataEnd(header: Qcow2Header, readAt: ReadAt, signal: Abort
       if (visibleBytes <= 0) break;
       const entry = l2.getBigUint64(at);
       if (entry === 0n) continue;
-      const subclusters = extendedL2 ? l2.getUint32(at + 12) : undefined;
-      end = Math.max(end, clusterEnd(entry, subclusters, visibleBytes, clusterBytes));
+      const bitmap = extendedL2 ? l2.getBigUint64(at + 8) : undefined;
+      end = Math.max(end, clusterEnd(entry, bitmap, visibleBytes, clusterBytes));
     }
   }
   return end;
 }
 
-/** End of one cluster's bytes in the file; 0 when it has none. `subclusters` has a bit for each one that is there. */
+/** End of one cluster's bytes in the file; 0 when it has none. */
 function clusterEnd(
   entry: bigint,
-  subclusters: number | undefined,
+  bitmap: bigint | undefined,
   visibleBytes: number,
   clusterBytes: number,
 ): number {
-  if ((entry & compressedBit) !== 0n) return compressedEnd(entry, clusterBytes);
-  const offset = Number(entry & offsetMask);
-  if (offset === 0) return 0;
-  if (subclusters === undefined) return (entry & zeroBit) !== 0n ? 0 : offset + visibleBytes;
-  const present = 32 - Math.clz32(subclusters);
-  return present === 0 ? 0 : offset + Math.min(visibleBytes, (present * clusterBytes) / 32);
-}
-
-/** The descriptor counts whole sectors after the one in which the compressed bytes begin. */
-function compressedEnd(entry: bigint, clusterBytes: number): number {
-  const offsetBits = BigInt(62 - (Math.log2(clusterBytes) - 8));
-  const offset = Number(entry & ((1n << offsetBits) - 1n));
-  const moreSectors = Number((entry & (compressedBit - 1n)) >> offsetBits);
-  return Math.floor(offset / 512) * 512 + (moreSectors + 1) * 512;
+  const cluster = decodeCluster(entry, bitmap, clusterBytes);
+  switch (cluster.kind) {
+    case 'absent':
+    case 'zero':
+      return 0;
+    case 'data':
+      return cluster.offset + visibleBytes;
+    case 'compressed':
+      return cluster.offset + cluster.lengthBytes;
+    case 'subclusters': {
+      const present = 32 - Math.clz32(cluster.data);
+      return present === 0 ? 0 : cluster.offset + Math.min(visibleBytes, (present * clusterBytes) / 32);
+    }
+  }
 }
 
 async function readWhole(readAt: ReadAt, offset: number, length: number): Promise<DataView> {

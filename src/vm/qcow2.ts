@@ -32,6 +32,7 @@ export interface Qcow2Header {
   corrupt: boolean;
   externalData: boolean;
   extendedL2: boolean;
+  compression: 'zlib' | 'zstd';
   backing?: { file: string; format?: string };
 }
 
@@ -58,8 +59,10 @@ export function parseQcow2Header(head: Uint8Array): Qcow2Header {
   const encryption = view.getUint32(32);
   if (encryption > 2) throw corrupt(`crypt_method is ${encryption}`, '0 (none)');
 
-  const { headerBytes, features } =
-    version === 3 ? parseVersion3(view, head) : { headerBytes: 72, features: 0n };
+  const { headerBytes, features, compression } =
+    version === 3
+      ? parseVersion3(view, head)
+      : { headerBytes: 72, features: 0n, compression: 'zlib' as const };
   if (headerBytes > clusterBytes) throw corrupt(`header_length is ${headerBytes}`, 'at most one cluster');
   const extendedL2 = (features & incompatible.extendedL2) !== 0n;
   if (extendedL2 && clusterBits < 14)
@@ -102,6 +105,7 @@ export function parseQcow2Header(head: Uint8Array): Qcow2Header {
     corrupt: (features & incompatible.corrupt) !== 0n,
     externalData: (features & incompatible.externalData) !== 0n || extensions.externalData,
     extendedL2,
+    compression,
   };
   if (backingName.offset !== 0) {
     header.backing = { file: parseBackingName(head, backingName, clusterBytes) };
@@ -128,7 +132,10 @@ export function requireSelfContained(header: Qcow2Header, fileBytes: number): vo
     inside('the snapshot table', header.snapshots.offset, header.snapshots.count * 40, fileBytes);
 }
 
-function parseVersion3(view: DataView, head: Uint8Array): { headerBytes: number; features: bigint } {
+function parseVersion3(
+  view: DataView,
+  head: Uint8Array,
+): { headerBytes: number; features: bigint; compression: 'zlib' | 'zstd' } {
   need(head, 104);
   const features = view.getBigUint64(72);
   const unknown = features & ~knownIncompatible;
@@ -143,7 +150,7 @@ function parseVersion3(view: DataView, head: Uint8Array): { headerBytes: number;
   const compressionStated = (features & incompatible.compressionType) !== 0n;
   if (compression > 1 || compressionStated !== (compression !== 0))
     throw corrupt(`compression_type is ${compression}`, '0 (zlib) or 1 (zstd), with its feature bit set');
-  return { headerBytes, features };
+  return { headerBytes, features, compression: compression === 1 ? 'zstd' : 'zlib' };
 }
 
 function parseExtensions(view: DataView, head: Uint8Array, start: number, end: number) {
