@@ -11,6 +11,7 @@ const rooms = readdirSync(source);
 const allowed: Record<string, readonly string[]> = {
   model: [],
   contract: ['model'],
+  stream: ['model'],
   qmp: ['model'],
   network: ['model'],
   vm: ['model', 'qmp', 'network'],
@@ -18,7 +19,7 @@ const allowed: Record<string, readonly string[]> = {
   link: ['model'],
   pages: ['model'],
   follow: ['model'],
-  migration: ['model', 'qmp', 'vm', 'link', 'pages'],
+  migration: ['model', 'qmp', 'vm', 'link', 'stream', 'pages'],
   daemon: ['model', 'contract', 'qmp', 'network', 'vm', 'fleet', 'link', 'follow', 'migration', 'pages'],
   sdk: ['model', 'contract'],
   cli: ['model', 'contract', 'sdk'],
