@@ -68,6 +68,7 @@ export type DestinationEffect =
   /** With the ticket, whose secret lives only in the memory of the daemon that made it. */
   | { name: 'send-prepared' }
   | { name: 'send-refused'; problems: Problem[] }
+  | { name: 'send-committed'; epoch: number }
   | { name: 'send-running'; epoch: number; complete: boolean }
   | { name: 'send-rejected'; reason: string }
   | { name: 'send-gone' }
@@ -161,7 +162,8 @@ function whileWaiting(state: In<'waiting'>, event: DestinationEvent): Answer {
       return ownIfReady({ ...state, loaded: howFar(event) });
     case 'commit':
       if (event.epoch !== state.epoch) return next(state);
-      return ownIfReady({ ...state, committed: true });
+      // In post-copy the source sends the last state only after this word.
+      return ownIfReady({ ...state, committed: true }, { name: 'send-committed', epoch: state.epoch });
     case 'failed':
     case 'vm-ended':
     case 'abort':

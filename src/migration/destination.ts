@@ -113,7 +113,9 @@ export class DestinationMigration {
     if (message.name !== 'prepare') return this.#engine.dispatch(message);
     if (this.state.name === 'absent') {
       const problems = await this.#around.check();
-      if (problems.length > 0) return this.#around.send({ name: 'refused', problems });
+      // One that came again while this one was looked at finds what the first has made, and that refuses nothing.
+      const isFirst = this.state.name === 'absent';
+      if (isFirst && problems.length > 0) return this.#around.send({ name: 'refused', problems });
     }
     await this.#engine.dispatch({ name: 'prepare', epoch: message.vm.epoch });
   }
@@ -183,6 +185,8 @@ export class DestinationMigration {
         return this.#ticket && this.#send({ name: 'prepared', ticket: this.#ticket.ticket });
       case 'send-refused':
         return this.#send({ name: 'refused', problems: effect.problems });
+      case 'send-committed':
+        return this.#send({ name: 'committed', epoch: effect.epoch });
       case 'send-running':
         return this.#send({ name: 'running', epoch: effect.epoch, complete: effect.complete });
       case 'send-rejected':

@@ -52,6 +52,7 @@ const sourceEvents: SourceEvent[] = [
   { name: 'rejected', reason: '' },
   { name: 'running', epoch: 9, complete: true },
   { name: 'running', epoch: 9, complete: false },
+  { name: 'committed', epoch: 2 },
   { name: 'running', epoch: 0, complete: true },
 ];
 

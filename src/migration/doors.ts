@@ -12,6 +12,7 @@ export interface Door extends AsyncDisposable {
   path: string;
   /** Rejects when a stream through the door broke; never resolves. */
   broken: Promise<never>;
+  readonly isBroken: boolean;
   /** Bytes that QEMU has sent through it. */
   readonly sentBytes: number;
 }
@@ -20,7 +21,10 @@ export interface Door extends AsyncDisposable {
 export async function openDoor(path: string, open: (index: number) => Promise<Duplex>): Promise<Door> {
   const sockets = new Set<Socket>();
   const broken = Promise.withResolvers<never>();
-  broken.promise.catch(() => {});
+  let isBroken = false;
+  broken.promise.catch(() => {
+    isBroken = true;
+  });
   let count = 0;
   let pastBytes = 0;
   const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
@@ -43,6 +47,9 @@ export async function openDoor(path: string, open: (index: number) => Promise<Du
   return {
     path,
     broken: broken.promise,
+    get isBroken() {
+      return isBroken;
+    },
     get sentBytes() {
       let bytes = pastBytes;
       for (const socket of sockets) bytes += socket.bytesRead;

@@ -4,7 +4,8 @@
  *   migrate ... rounds ... [stop, migrate-start-postcopy] ... pre-switchover: VM paused
  *   whenPaused()      the disk's mirror ends
  *   pre-copy:         migrate-continue, QEMU completes    -> releasable: QEMU can no longer resume the VM by itself
- *   post-copy:        -> releasable, since the VM was stopped by us; `letGo` continues after the release
+ *   post-copy:        -> releasable, since the VM was stopped by us; `letGo` continues when the destination has the
+ *                     commit, and until then QEMU can still be taken back
  *
  * A pre-copy has no return path: it completes when the last byte is in our door, with no round trip.
  */
@@ -20,6 +21,7 @@ import {
 import { isTimeForPostcopy, type Round } from './memory-policy.ts';
 
 const pollMs = 25;
+const settlePollMs = 10;
 /** QEMU's own default of 128 MiB/s is for networks of another time; the link has its own limit. */
 export const unlimitedBytesPerSecond = 10 ** 12;
 const defaultBytesPerSecond = 128 * 1024 * 1024;
@@ -80,7 +82,7 @@ export async function sendMemory(
   }
 }
 
-/** After the release: the last state of a post-copy goes out. */
+/** After the commit: the last state of a post-copy goes out. */
 export async function letGo(qmp: QmpConnection): Promise<void> {
   const { status } = await qmp.execute('query-migrate');
   if (status === 'pre-switchover') await qmp.execute('migrate-continue', { state: 'pre-switchover' });
@@ -103,10 +105,26 @@ export async function resumePostcopy(
   await qmp.execute('migrate', { uri: `unix:${socketPath}`, resume: true }, { signal });
 }
 
-/** A QEMU that began post-copy never lets go of it: neither a cancel nor `cont` is taken (seen on 10.0.2). */
-export async function isBoundToPostcopy(qmp: QmpConnection): Promise<boolean> {
-  const { status } = await qmp.execute('query-migrate');
-  return status?.startsWith('postcopy-') ?? false;
+/**
+ * Whether QEMU is in a post-copy, of which it never lets go: neither a cancel nor `cont` is taken (seen on 10.0.2). Its
+ * stream has been closed before. One that was just let go takes a moment to begin, and then either fails at the closed
+ * stream before it is bound or pauses because of it, so it is asked until its answer stands. An abort says that it is
+ * bound: it has left every state in which it could be taken back.
+ */
+export async function isBoundToPostcopy(
+  qmp: QmpConnection,
+  options: { wasLetGo: boolean; signal: AbortSignal },
+): Promise<boolean> {
+  for (;;) {
+    const { status } = await qmp.execute('query-migrate');
+    const isUnderWay =
+      status === 'device' ||
+      status === 'postcopy-active' ||
+      (status === 'pre-switchover' && options.wasLetGo);
+    if (!isUnderWay) return status?.startsWith('postcopy-') ?? false;
+    if (options.signal.aborted) return true;
+    await delay(settlePollMs);
+  }
 }
 
 /** New limits for a migration at work. */
@@ -129,6 +147,9 @@ export async function dropMemoryOut(qmp: QmpConnection, signal: AbortSignal): Pr
     if (status !== 'cancelling') await qmp.execute('migrate_cancel', undefined, { signal });
     await delay(2, signal);
   }
+  // It says that it is over a moment before it lets go of the VM, which it would not let run until then.
+  while ((await qmp.execute('query-status', undefined, { signal })).status === 'finish-migrate')
+    await delay(2, signal);
   await setCapabilities(qmp, []);
   await qmp.execute('migrate-set-parameters', {
     'downtime-limit': defaultDowntimeMs,

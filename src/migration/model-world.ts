@@ -272,15 +272,18 @@ function runSourceEffect(world: World, effect: SourceEffect, rules: Rules): Sour
       world.stream = 'flowing';
       return undefined;
     case 'continue':
-      if (world.sourceQemu !== 'held') return undefined;
+      // The driver sees that its stream has ended, and then leaves QEMU where it can be taken back.
+      if (world.sourceQemu !== 'held' || world.stream !== 'flowing') return undefined;
       world.sourceQemu = 'sent';
-      if (world.stream === 'flowing') world.stream = 'whole';
+      world.stream = 'whole';
       return undefined;
     case 'undo':
     case 'take-back':
       world.source.copying = false;
       if (world.stream !== 'none') world.stream = 'cut';
-      if (isAlive) world.sourceQemu = 'running';
+      // There is no way back out of post-copy.
+      if (isAlive)
+        world.sourceQemu = rules.mode === 'postcopy' && world.sourceQemu === 'sent' ? 'crashed' : 'running';
       return { name: effect.name === 'undo' ? 'undone' : 'taken-back' };
     case 'discard':
       world.sourceQemu = 'removed';
@@ -305,6 +308,8 @@ function runDestinationEffect(
       return send(world.toSource, { name: 'prepared', ticket }, rules);
     case 'send-refused':
       return send(world.toSource, { name: 'refused', problems: [] }, rules);
+    case 'send-committed':
+      return send(world.toSource, { name: 'committed', epoch: effect.epoch }, rules);
     case 'send-running':
       return send(world.toSource, { name: 'running', epoch: effect.epoch, complete: effect.complete }, rules);
     case 'send-rejected':

@@ -8,6 +8,9 @@
  *     VM is stopped, all is sent, QEMU can no longer
  *     resume it by itself: *released, epoch n+1*
  *     commit {epoch n+1} ----------------------------->   loaded + commit: *own, epoch n+1*, VM runs
+ *             <------------------------- committed {epoch n+1}, while the VM's state is not loaded yet
+ *     post-copy: only now the last state goes out, for
+ *     from there QEMU has no way back
  *             <------------------------- running {epoch n+1, complete}
  *     post-copy: serves pages until `complete`
  *     QEMU quits, files go
@@ -51,6 +54,7 @@ export type ToDestination =
 export type ToSource =
   | { name: 'prepared'; ticket: Ticket }
   | { name: 'refused'; problems: Problem[] }
+  | { name: 'committed'; epoch: number }
   | { name: 'running'; epoch: number; complete: boolean }
   | { name: 'rejected'; reason: string }
   | { name: 'recover'; ticket: Ticket }

@@ -28,6 +28,9 @@
  * The release comes only when QEMU can no longer let the VM run by itself. A stock QEMU whose migration fails after
  * `pre-switchover` starts the VM again without being asked (`migration_iteration_finish`). So in pre-copy the release
  * waits until QEMU has completed, and in post-copy the VM is stopped by us first, which QEMU then respects.
+ *
+ * A QEMU that has begun post-copy never takes it back, so it begins only when the destination has said that it has
+ * the commit: until then a rejection finds a VM that can run here again.
  */
 import { type Ending, type Next, type Problem, type Refused, refuse, type Ticket } from './protocol.ts';
 
@@ -65,6 +68,7 @@ export type SourceEvent =
   // From the destination.
   | { name: 'prepared'; ticket: Ticket }
   | { name: 'refused'; problems: Problem[] }
+  | { name: 'committed'; epoch: number }
   | { name: 'running'; epoch: number; complete: boolean }
   | { name: 'rejected'; reason: string }
   | { name: 'gone' }
@@ -79,7 +83,7 @@ export type SourceEffect =
   | { name: 'send-done' }
   /** Disks, then memory; ends with `release` or `failed`. */
   | { name: 'copy'; ticket: Ticket }
-  /** Post-copy: let QEMU go on past its pause. */
+  /** Post-copy: let QEMU go on past its pause, if it stands there and its stream is whole. */
   | { name: 'continue' }
   /** Undo every step of the copy and let the VM run; ends with `undone`. */
   | { name: 'undo' }
@@ -170,11 +174,7 @@ function whileCopying(state: In<'copying'>, event: SourceEvent): Answer {
   const { epoch } = state;
   switch (event.name) {
     case 'release':
-      return next(
-        { name: 'switching', epoch: epoch + 1 },
-        { name: 'send-commit', epoch: epoch + 1 },
-        { name: 'continue' },
-      );
+      return next({ name: 'switching', epoch: epoch + 1 }, { name: 'send-commit', epoch: epoch + 1 });
     case 'cancel':
     case 'failed':
     case 'vm-ended':
@@ -228,6 +228,8 @@ function whileWithdrawing(state: In<'withdrawing'>, event: SourceEvent): Answer 
 function whileSwitching(state: In<'switching'>, event: SourceEvent): Answer {
   const { epoch } = state;
   switch (event.name) {
+    case 'committed':
+      return event.epoch === epoch ? next(state, { name: 'continue' }) : next(state);
     case 'running':
       return settleWith(event);
     case 'rejected':

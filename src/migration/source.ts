@@ -13,7 +13,7 @@ import type {
   MigrationResult,
   VmToMove,
 } from '../model/migration.ts';
-import { delay, type QmpEvent } from '../qmp/index.ts';
+import { delay, type QmpConnection, type QmpEvent } from '../qmp/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import { type Door, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
@@ -79,6 +79,8 @@ export class SourceMigration {
   #doors: Door[] = [];
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
   #isRecovering = false;
+  /** Since this daemon let QEMU go past the pause of a post-copy. */
+  #wasLetGo = false;
   #stopped = false;
 
   constructor({ vm, options, state, machine, surroundings, retryMs = 1000 }: SourceMigrationOptions) {
@@ -210,7 +212,7 @@ export class SourceMigration {
         this.#beginCopy(effect.ticket);
         return undefined;
       case 'continue':
-        await this.#orReport(() => letGo(this.#machine!.qmp));
+        await this.#orReport(() => this.#letGo());
         return undefined;
       case 'undo':
         await this.#returnToNormal();
@@ -333,11 +335,18 @@ export class SourceMigration {
       for (const purpose of ['disk', 'memory'] as const) await rm(this.#socket(purpose), { force: true });
   }
 
+  /** A stream that has ended takes no last state: its destination rejects, and finds QEMU free to be taken back. */
+  async #letGo(): Promise<void> {
+    const door = this.#doors.find(({ path }) => path === this.#socket('memory'));
+    if (!door || door.isBroken) return;
+    this.#wasLetGo = true;
+    await letGo(this.#machine!.qmp);
+  }
+
   async #takeBack(): Promise<void> {
     const machine = this.#machine;
-    const isReady = machine?.qmp.state === 'ready';
-    if (isReady && (await isBoundToPostcopy(machine.qmp).catch(() => false))) {
-      await this.#closeDoors();
+    await this.#closeDoors();
+    if (machine?.qmp.state === 'ready' && (await this.#isBound(machine.qmp))) {
       await machine.kill();
       this.#around.tellOperator(
         'The destination could not load the VM in post-copy, and QEMU cannot take a post-copy back: ' +
@@ -346,6 +355,12 @@ export class SourceMigration {
       return;
     }
     await this.#returnToNormal();
+  }
+
+  /** One that does not answer at all is no more than that; `returnToNormal` reports it. */
+  #isBound(qmp: QmpConnection): Promise<boolean> {
+    const signal = AbortSignal.timeout(undoTimeoutMs);
+    return isBoundToPostcopy(qmp, { wasLetGo: this.#wasLetGo, signal }).catch(() => false);
   }
 
   /** Post-copy goes on over a new session; the destination repeats its wish until it does. */

@@ -1,6 +1,7 @@
 /**
  * The fault table: every journalled step of a migration, struck by everything that can go wrong, with real daemons.
- *   node tests/faults/run.ts [--only TEXT]... [--quick] [--cut SECONDS]
+ *   node tests/faults/run.ts [--only TEXT]... [--quick] [--cut SECONDS] [--logs DIRECTORY]
+ * In DIRECTORY are the logs of the daemons of each case that went wrong.
  * Exit code 1 if a VM was lost or doubled, if something was left over, or if a case could not be run.
  */
 import { parseArgs } from 'node:util';
@@ -13,6 +14,7 @@ const { values } = parseArgs({
     only: { type: 'string', multiple: true },
     quick: { type: 'boolean', default: false },
     cut: { type: 'string', default: '30' },
+    logs: { type: 'string' },
   },
 });
 const isWanted = (one: Case) => !values.only || values.only.some((text) => nameOf(one).includes(text));
@@ -23,7 +25,7 @@ const outcomes: Outcome[] = [];
 const stop = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort());
 {
-  await using stage = await Stage.set({ cutMs: Number(values.cut) * 1000 });
+  await using stage = await Stage.set({ cutMs: Number(values.cut) * 1000, logs: values.logs });
   for (const one of wanted) {
     if (stop.signal.aborted) break;
     if (one.fault === 'destination disk full' && !stage.canFillDisks) {

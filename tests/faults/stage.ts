@@ -4,7 +4,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { openAsBlob } from 'node:fs';
-import { chmod, mkdir, rm, statfs, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, rm, statfs, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -53,6 +53,7 @@ export class Stage implements AsyncDisposable {
   readonly #faultFile: string;
   readonly #made: AsyncDisposableStack;
   readonly #cutMs: number;
+  readonly #logs: string | undefined;
 
   private constructor(
     made: AsyncDisposableStack,
@@ -62,12 +63,14 @@ export class Stage implements AsyncDisposable {
       south,
       faultFile,
       cutMs,
+      logs,
     }: {
       fleet: LabFleet;
       north: LabCloudlet;
       south: LabCloudlet;
       faultFile: string;
       cutMs: number;
+      logs: string | undefined;
     },
   ) {
     this.#made = made;
@@ -76,10 +79,11 @@ export class Stage implements AsyncDisposable {
     this.#south = south;
     this.#faultFile = faultFile;
     this.#cutMs = cutMs;
+    this.#logs = logs;
   }
 
-  /** `cutMs`: how long the long cut is. */
-  static async set({ cutMs = 30_000 } = {}): Promise<Stage> {
+  /** `cutMs`: how long the long cut is. `logs`: where the daemons' logs of a case that goes wrong are put. */
+  static async set({ cutMs = 30_000, logs }: { cutMs?: number; logs?: string } = {}): Promise<Stage> {
     await using making = new AsyncDisposableStack();
     const fleet = await LabFleet.create();
     making.defer(() => fleet[Symbol.asyncDispose]());
@@ -107,7 +111,7 @@ export class Stage implements AsyncDisposable {
       body: await openAsBlob(guestImage('tiny')),
       query: { alias: 'tiny' },
     });
-    return new Stage(making.move(), { fleet, north, south, faultFile, cutMs });
+    return new Stage(making.move(), { fleet, north, south, faultFile, cutMs, logs });
   }
 
   get canFillDisks(): boolean {
@@ -153,9 +157,19 @@ export class Stage implements AsyncDisposable {
       watch.abort();
       await watching;
     }
+    const isBad = outcome.problem || outcome.lost || outcome.doubled || outcome.leftovers.length > 0;
+    if (isBad) await this.#keepLogs(outcome.name);
     if (outcome.problem || outcome.lost || outcome.doubled) await this.#startOver();
     outcome.seconds = Math.round((performance.now() - began) / 1000);
     return outcome;
+  }
+
+  async #keepLogs(name: string): Promise<void> {
+    if (this.#logs === undefined) return;
+    const directory = path.join(this.#logs, name.replaceAll(/\W+/g, '-'));
+    await mkdir(directory, { recursive: true });
+    for (const each of this.cloudlets)
+      await copyFile(path.join(each.directory, 'daemon.log'), path.join(directory, `${each.name}.log`));
   }
 
   // --- the fault

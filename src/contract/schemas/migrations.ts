@@ -90,6 +90,7 @@ export const MigrationMessage = Type.Union([
   }),
   Exact({ name: Type.Literal('recover'), ticket: Ticket }),
   Exact({ name: Type.Literal('refused'), problems: Type.Array(Problem, { maxItems: 100 }) }),
+  Exact({ name: Type.Literal('committed'), epoch: Type.Integer() }),
   Exact({ name: Type.Literal('running'), epoch: Type.Integer(), complete: Type.Boolean() }),
   Exact({ name: Type.Literal('rejected'), reason: Type.String({ maxLength: 10_000 }) }),
 ]);
