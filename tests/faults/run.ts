@@ -1,6 +1,6 @@
 /**
  * The fault table: every journalled step of a migration, struck by everything that can go wrong, with real daemons.
- *   node tests/faults/run.ts [--only TEXT]... [--quick] [--cut SECONDS] [--logs DIRECTORY]
+ *   node tests/faults/run.ts [--only TEXT]... [--quick] [--cut SECONDS] [--times N] [--logs DIRECTORY]
  * In DIRECTORY are the logs of the daemons of each case that went wrong.
  * Exit code 1 if a VM was lost or doubled, if something was left over, or if a case could not be run.
  */
@@ -14,11 +14,13 @@ const { values } = parseArgs({
     only: { type: 'string', multiple: true },
     quick: { type: 'boolean', default: false },
     cut: { type: 'string', default: '30' },
+    times: { type: 'string', default: '1' },
     logs: { type: 'string' },
   },
 });
 const isWanted = (one: Case) => !values.only || values.only.some((text) => nameOf(one).includes(text));
-const wanted = (values.quick ? quickCases : cases).filter(isWanted);
+const once = (values.quick ? quickCases : cases).filter(isWanted);
+const wanted = Array.from({ length: Number(values.times) }, () => once).flat();
 
 const outcomes: Outcome[] = [];
 // The case at work is ended in good order, and the table is printed as far as it came.
