@@ -10,6 +10,11 @@ missing_packages() {
   need xorriso xorriso
   need iproute2 ip
   need npm npm
+  need procps sysctl
+  need vde2 wirefilter
+  need nftables nft
+  need iputils-ping ping
+  need mptcpize mptcpize
   if [ -n "${browser:-}" ]; then
     need chromium chromium
     need libnss3-tools certutil

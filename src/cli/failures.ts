@@ -3,6 +3,7 @@
  * what helps. `docs/cli.md` has the same table (a test compares them).
  */
 import { CommanderError } from 'commander';
+import { AppError } from '../model/errors.ts';
 import { ViperError, type ViperErrorCode } from '../sdk/client.ts';
 
 export const exitCodes = {
@@ -65,7 +66,8 @@ export function exitCodeOf(error: unknown): number {
   if (error instanceof UsageError) return exitCodes.usage;
   if (error instanceof CommanderError) return error.exitCode === 0 ? exitCodes.ok : exitCodes.usage;
   // A newer daemon may have codes that this table has not.
-  if (error instanceof ViperError) return exitCodes[exitClasses[error.code] ?? 'unexpected'];
+  if (error instanceof ViperError || error instanceof AppError)
+    return exitCodes[exitClasses[error.code] ?? 'unexpected'];
   return exitCodes.unexpected;
 }
 

@@ -5,6 +5,7 @@ import { addContextCommands } from './commands/context.ts';
 import { addDaemonCommands } from './commands/daemon.ts';
 import { addDrainCommands } from './commands/drain.ts';
 import { addImageCommands } from './commands/image.ts';
+import { addLabCommands } from './commands/lab.ts';
 import { addMigrationCommands } from './commands/migration.ts';
 import { addOperationCommands } from './commands/operation.ts';
 import { addPeerCommands } from './commands/peer.ts';
@@ -46,6 +47,7 @@ export function createProgram(daemonProgram: string): Command {
   addCommonOptions(program);
   // After the common options: `init` and `join` have a --url and a --token of their own.
   addDaemonCommands(program, daemonProgram);
+  addLabCommands(program);
   return program;
 }
 

@@ -1,7 +1,7 @@
 /**
  * A small fleet on this machine: real daemons as processes of their own, each with its state in a directory
- * under one temporary root. Demo, tests and benches run on it. When it is disposed nothing is left: no daemon,
- * no guest, no file.
+ * under one root. Demo, tests and benches run on it. When it is disposed nothing is left: no daemon, no guest,
+ * no file. Its daemons are all on the host's loopback, or, on a lab, each in the network of its own cloudlet.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -11,8 +11,12 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
+import type { Command } from '../network/index.ts';
 import { connectNode, type NodeViper } from '../sdk/node.ts';
+import type { Lab } from './lab.ts';
+import { daemonPort, lanBridge, type Site } from './layout.ts';
 import { LinkProxy } from './link-proxy.ts';
+import { inNamespace } from './namespaces.ts';
 
 const program = path.resolve(import.meta.dirname, '../daemon/main.ts');
 const launcher = path.resolve(import.meta.dirname, '../../bin/viper');
@@ -33,6 +37,8 @@ export interface LabOptions {
   env?: Record<string, string>;
   /** Other cloudlets reach it only through a `LinkProxy`; `viper` does not go through it. */
   proxied?: boolean;
+  /** Where it is in a lab; its guests then have the network `lan`, which is the LAN there. */
+  site?: Site;
 }
 
 export class LabCloudlet {
@@ -41,9 +47,12 @@ export class LabCloudlet {
   readonly url: string;
   readonly token: string;
   readonly caFile: string;
+  /** PEM of the fleet's CA. */
+  readonly ca: string;
   readonly directory: string;
   readonly viper: NodeViper;
   readonly link: LinkProxy | undefined;
+  readonly site: Site | undefined;
   readonly #env: Record<string, string>;
   #daemon: ChildProcess | undefined;
 
@@ -51,17 +60,19 @@ export class LabCloudlet {
     directory: string,
     made: Made,
     ca: string,
-    { listen, link, env = {} }: { listen: string; link: LinkProxy | undefined } & LabOptions,
+    { near, link, env = {}, site }: { near: string; link: LinkProxy | undefined } & LabOptions,
   ) {
     this.directory = directory;
     this.link = link;
+    this.site = site;
     this.#env = env;
     this.name = made.name;
     this.id = made.id;
     this.url = made.url;
     this.token = made.token;
     this.caFile = made.caFile;
-    this.viper = connectNode({ url: `https://${listen}`, token: made.token, ca });
+    this.ca = ca;
+    this.viper = connectNode({ url: near, token: made.token, ca });
   }
 
   /**
@@ -76,20 +87,24 @@ export class LabCloudlet {
     options: LabOptions = {},
   ): Promise<LabCloudlet> {
     const directory = path.join(root, name);
-    const port = await freePort();
-    const listen = `127.0.0.1:${port}`;
+    const { site } = options;
+    const port = site ? daemonPort : await freePort();
+    const listen = `${site ? '0.0.0.0' : '127.0.0.1'}:${port}`;
+    // By which `viper` reaches it, and by which all others do.
+    const near = site?.url ?? `https://127.0.0.1:${port}`;
     const link = options.proxied ? await LinkProxy.listen() : undefined;
     link?.leadTo(port);
-    const url = link ? ['--url', `https://127.0.0.1:${link.port}`] : [];
-    const common = ['--state', directory, '--name', name, '--listen', listen, ...url, '--json'];
+    const url = link ? `https://127.0.0.1:${link.port}` : near;
+    const common = ['--state', directory, '--name', name, '--listen', listen, '--url', url, '--json'];
     const made = joining
-      ? await runProgram(['join', joining.url, ...common], {
+      ? await runProgram(site, ['join', joining.url, ...common], {
           VIPER_JOIN_TOKEN: (await joining.viper.createJoinToken({ body: {} })).token,
         })
-      : await runProgram(['init', ...common]);
-    await writeFile(path.join(directory, 'config.json'), JSON.stringify({ listen, ...config }));
+      : await runProgram(site, ['init', ...common]);
+    const networks = site ? { networks: [{ name: 'lan', kind: 'bridge', bridge: lanBridge }] } : {};
+    await writeFile(path.join(directory, 'config.json'), JSON.stringify({ listen, ...networks, ...config }));
     const ca = await readFile(made.caFile, 'utf8');
-    const cloudlet = new LabCloudlet(directory, made, ca, { ...options, listen, link });
+    const cloudlet = new LabCloudlet(directory, made, ca, { ...options, near, link });
     await cloudlet.start();
     return cloudlet;
   }
@@ -101,9 +116,12 @@ export class LabCloudlet {
   /** Starts the daemon and waits until it answers. */
   async start(): Promise<void> {
     const log = await open(path.join(this.directory, 'daemon.log'), 'a', 0o600);
-    const daemon = spawn(launcher, ['daemon', '--state', this.directory], {
+    const [file, ...args] = commandAt(this.site, [launcher, 'daemon', '--state', this.directory]);
+    const daemon = spawn(file, args, {
       stdio: ['ignore', log.fd, log.fd],
       env: { ...process.env, ...this.#env },
+      // On a lab it may outlive this process, and the terminal.
+      detached: this.site !== undefined,
     });
     await log.close();
     this.#daemon = daemon;
@@ -138,24 +156,37 @@ export class LabCloudlet {
     await ended;
     clearTimeout(forced);
   }
+
+  /** Lets go of a daemon that runs on. */
+  async leave(): Promise<void> {
+    this.#daemon?.unref();
+    await this.viper.close();
+  }
 }
 
 export class LabFleet implements AsyncDisposable {
   readonly root: string;
   readonly cloudlets: LabCloudlet[] = [];
+  readonly #lab: Lab | undefined;
 
-  private constructor(root: string) {
+  private constructor(root: string, lab?: Lab) {
     this.root = root;
+    this.#lab = lab;
   }
 
-  static async create(): Promise<LabFleet> {
+  /** On a lab: each cloudlet at the place of its name there. The lab is whoever made it to take down. */
+  static async create(lab?: Lab): Promise<LabFleet> {
+    if (lab) return new LabFleet(lab.directory, lab);
     // Short: the sockets of QEMU lie in it, and their paths have a bound.
     return new LabFleet(await mkdtemp(path.join(tmpdir(), 'viper-')));
   }
 
   /** The first cloudlet founds the fleet, each further one joins it. */
   async add(name: string, config?: object, options?: LabOptions): Promise<LabCloudlet> {
-    const cloudlet = await LabCloudlet.make(this.root, name, this.cloudlets[0], config, options);
+    const cloudlet = await LabCloudlet.make(this.root, name, this.cloudlets[0], config, {
+      ...(this.#lab ? { site: this.#lab.site(name) } : {}),
+      ...options,
+    });
     this.cloudlets.push(cloudlet);
     return cloudlet;
   }
@@ -167,7 +198,13 @@ export class LabFleet implements AsyncDisposable {
       await viper[Symbol.asyncDispose]();
       await link?.[Symbol.asyncDispose]();
     }
-    await rm(this.root, { recursive: true, force: true });
+    if (!this.#lab) await rm(this.root, { recursive: true, force: true });
+    else for (const { directory } of this.cloudlets) await rm(directory, { recursive: true, force: true });
+  }
+
+  /** Lets go of daemons and guests, which run on until their lab is taken down. */
+  async leave(): Promise<void> {
+    for (const cloudlet of this.cloudlets) await cloudlet.leave();
   }
 }
 
@@ -185,8 +222,16 @@ async function endQemusUnder(root: string): Promise<void> {
   }
 }
 
-async function runProgram(argv: string[], env: Record<string, string> = {}): Promise<Made> {
-  const { stdout } = await promisify(execFile)(process.execPath, [program, ...argv], {
+const commandAt = (site: Site | undefined, command: Command): Command =>
+  site ? inNamespace(site.namespace, command) : command;
+
+async function runProgram(
+  site: Site | undefined,
+  argv: string[],
+  env: Record<string, string> = {},
+): Promise<Made> {
+  const [file, ...args] = commandAt(site, [process.execPath, program, ...argv]);
+  const { stdout } = await promisify(execFile)(file, args, {
     env: { ...process.env, ...env },
   });
   return JSON.parse(stdout);

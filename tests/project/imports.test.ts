@@ -22,8 +22,8 @@ const allowed: Record<string, readonly string[]> = {
   migration: ['model', 'qmp', 'vm', 'link', 'stream', 'pages'],
   daemon: ['model', 'contract', 'qmp', 'network', 'vm', 'fleet', 'link', 'follow', 'migration', 'pages'],
   sdk: ['model', 'contract'],
-  cli: ['model', 'contract', 'sdk'],
-  lab: ['model', 'sdk'],
+  cli: ['model', 'contract', 'sdk', 'lab'],
+  lab: ['model', 'network', 'vm', 'sdk'],
   bench: ['model', 'contract', 'sdk', 'lab', 'daemon', 'vm'],
 };
 
