@@ -38,7 +38,10 @@ export interface BlockReader extends AsyncDisposable {
 /** What an index is built from: content in ascending order, holes left out. */
 export interface BlockSource {
   readonly blockCount: number;
-  /** Pieces of whole blocks (the last of the set may be cut short), at most `maxPieceBlocks` each. */
+  /**
+   * Pieces of whole blocks, at most `maxPieceBlocks` each. They are given away: a piece with an `ArrayBuffer` of its
+   * own goes to another thread without being copied.
+   */
   pieces(signal: AbortSignal): AsyncIterable<Piece>;
 }
 
@@ -48,4 +51,4 @@ export interface Piece {
   bytes: Buffer;
 }
 
-export const maxPieceBlocks = 1024;
+export const maxPieceBlocks = 256;

@@ -24,7 +24,7 @@ const allowed: Record<string, readonly string[]> = {
   sdk: ['model', 'contract'],
   cli: ['model', 'contract', 'sdk', 'lab'],
   lab: ['model', 'network', 'vm', 'sdk'],
-  bench: ['model', 'contract', 'sdk', 'lab', 'daemon', 'vm'],
+  bench: ['model', 'contract', 'sdk', 'lab', 'daemon', 'vm', 'pages'],
 };
 
 interface Import {
