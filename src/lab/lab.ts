@@ -102,7 +102,7 @@ export class Lab implements AsyncDisposable {
   static async up(wish: LabWish = {}, { stays = false, emulator, signal }: LabOptions = {}): Promise<Lab> {
     const spec = parseLab(wish);
     requireRoot();
-    for (const name of await listLabs()) if (await isLeftBehind(await readRecord(name))) await takeDown(name);
+    await sweep();
     const subnet = await chooseSubnet(spec.name);
     const record = await newRecord({ spec, subnet, emulator: emulator ?? 'vde', stays });
     await claimDirectory(record);
@@ -289,6 +289,12 @@ async function bestEmulator(lab: string): Promise<Emulator> {
   } finally {
     await execute(['ip', 'netns', 'delete', namespace]);
   }
+}
+
+/** Takes away every lab that was left behind. One that resists, or that another sweep is at, is in nobody's way here. */
+async function sweep(): Promise<void> {
+  for (const name of await listLabs())
+    if (await isLeftBehind(await readRecord(name))) await takeDown(name).catch(() => {});
 }
 
 async function takeDown(name: string): Promise<boolean> {
