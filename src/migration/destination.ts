@@ -58,6 +58,9 @@ export interface DestinationMigrationOptions {
   ticketMs?: number;
 }
 
+/** For QEMU to take a stream that was joined with it; it calls itself paused until it has. */
+const takeTimeoutMs = 2000;
+
 export class DestinationMigration {
   readonly #vm: VmToMove;
   readonly #options: MigrationOptions;
@@ -68,8 +71,9 @@ export class DestinationMigration {
   readonly #abort = new AbortController();
   readonly #streams = new Set<Duplex>();
   #ticket: { ticket: Ticket; expiry: NodeJS.Timeout | undefined } | undefined;
-  /** Post-copy waits for a source that comes back. */
+  /** Post-copy waits for a source that comes back: QEMU listens, and the source is asked. */
   #isPaused = false;
+  #acceptedAt = Number.NEGATIVE_INFINITY;
   #sessions = { disk: 0, memory: 0 };
   #machine: Machine | null;
   #stopped = false;
@@ -134,6 +138,7 @@ export class DestinationMigration {
     }
     this.#sessions[purpose] += 1;
     this.#isPaused = false;
+    this.#acceptedAt = performance.now();
     clearTimeout(this.#ticket!.expiry);
     this.#streams.add(stream);
     stream.once('close', () => this.#streams.delete(stream));
@@ -286,18 +291,28 @@ export class DestinationMigration {
 
   #watchCompletion(): void {
     const { qmp } = this.#machine!;
-    waitUntilComplete(qmp, { signal: this.#abort.signal, whenPaused: () => this.#beginRecovery() }).then(
+    waitUntilComplete(qmp, { signal: this.#abort.signal, whilePaused: () => this.#offerRecovery() }).then(
       () => this.#tell({ name: 'completed' }),
       () => {},
     );
   }
 
-  /** The stream of pages was lost: a new one may come, with a ticket of its own. */
-  async #beginRecovery(): Promise<void> {
+  /**
+   * The stream of pages was lost: a new one may come, with a ticket of its own. If that one is lost as well, or QEMU
+   * did not take it, so may another.
+   */
+  async #offerRecovery(): Promise<void> {
+    const isTaking = performance.now() - this.#acceptedAt < takeTimeoutMs;
+    if (this.#isPaused || (isTaking && this.#streams.size > 0)) return;
     for (const stream of this.#streams) stream.destroy();
     const socketPath = this.#socket('memory');
-    await rm(socketPath, { force: true });
-    await listenForRecovery(this.#machine!.qmp, socketPath);
+    try {
+      await rm(socketPath, { force: true });
+      await listenForRecovery(this.#machine!.qmp, socketPath);
+    } catch {
+      // It is not yet done with the stream before; it is asked again as long as it says that it is paused.
+      return;
+    }
     this.#sessions.memory = 0;
     this.#ticket = { ticket: this.#newTicket(), expiry: undefined };
     this.#isPaused = true;

@@ -75,19 +75,23 @@ export async function waitUntilLoaded(
   }
 }
 
-/** Resolves when no page is missing any more; `whenPaused` runs each time that the stream of pages was lost. */
+/** Resolves when no page is missing any more; `whilePaused` runs again and again while the stream of pages is lost. */
 export async function waitUntilComplete(
   qmp: QmpConnection,
-  options: { signal: AbortSignal; whenPaused: () => Promise<void> },
+  options: { signal: AbortSignal; whilePaused: () => Promise<void> },
 ): Promise<void> {
-  const { signal, whenPaused } = options;
-  let wasPaused = false;
+  const { signal, whilePaused } = options;
   for (;;) {
-    const { status } = await qmp.execute('query-migrate', undefined, { signal });
+    // A question that QEMU was too busy to answer is asked again; one that has died ends this.
+    const status = await qmp.execute('query-migrate', undefined, { signal }).then(
+      (info) => info.status,
+      (error) => {
+        if (signal.aborted || qmp.state !== 'ready') throw error;
+        return undefined;
+      },
+    );
     if (status === 'completed') return;
-    const isPaused = status === 'postcopy-paused';
-    if (isPaused && !wasPaused) await whenPaused();
-    wasPaused = isPaused;
+    if (status === 'postcopy-paused') await whilePaused();
     await delay(20, signal);
   }
 }

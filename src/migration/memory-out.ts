@@ -97,7 +97,7 @@ export async function resumePostcopy(
   for (;;) {
     const { status } = await qmp.execute('query-migrate', undefined, { signal });
     if (status === 'postcopy-paused') break;
-    if (status !== 'postcopy-active' && status !== 'postcopy-recover') return;
+    if (!status?.startsWith('postcopy-')) return;
     // It may notice the loss by itself in between.
     await qmp.execute('migrate-pause', undefined, { signal }).catch(() => {});
     await delay(20, signal);

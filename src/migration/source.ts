@@ -79,6 +79,8 @@ export class SourceMigration {
   #doors: Door[] = [];
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
   #isRecovering = false;
+  /** Of the ticket by which post-copy went on last. */
+  #recoverySecret: string | undefined;
   /** Since this daemon let QEMU go past the pause of a post-copy. */
   #wasLetGo = false;
   #stopped = false;
@@ -335,10 +337,13 @@ export class SourceMigration {
       for (const purpose of ['disk', 'memory'] as const) await rm(this.#socket(purpose), { force: true });
   }
 
+  get #memoryDoor(): Door | undefined {
+    return this.#doors.find(({ path }) => path === this.#socket('memory'));
+  }
+
   /** A stream that has ended takes no last state: its destination rejects, and finds QEMU free to be taken back. */
   async #letGo(): Promise<void> {
-    const door = this.#doors.find(({ path }) => path === this.#socket('memory'));
-    if (!door || door.isBroken) return;
+    if (!this.#memoryDoor || this.#memoryDoor.isBroken) return;
     this.#wasLetGo = true;
     await letGo(this.#machine!.qmp);
   }
@@ -367,7 +372,10 @@ export class SourceMigration {
   async #recover(ticket: Ticket): Promise<void> {
     const machine = this.#machine;
     if (!machine || this.state.name !== 'serving' || this.#isRecovering) return;
+    // The wish may have been repeated before its session arrived, which another one would break.
+    if (ticket.secret === this.#recoverySecret && this.#memoryDoor && !this.#memoryDoor.isBroken) return;
     this.#isRecovering = true;
+    this.#recoverySecret = ticket.secret;
     const signal = AbortSignal.timeout(undoTimeoutMs);
     try {
       await this.#closeDoors();

@@ -119,6 +119,9 @@ export class Halves {
     const record = this.#options.journal.get(id);
     if (record && record.peer.id !== from.id)
       throw new AppError('forbidden', `Cloudlet ${from.name} has no part in migration ${id}`);
+    const isAtWork = this.outgoing.has(id) || this.incoming.has(id);
+    // Its QEMU does not answer yet; what is said meanwhile will be said again.
+    if (record && !record.finishedAt && !isAtWork) return;
     if (record?.role === 'source') {
       // One that has ended still answers a destination that asks what became of it.
       const migration = this.outgoing.get(id) ?? this.beSource(undefined, record);

@@ -27,6 +27,7 @@ import type { Managed, VmRegistry } from '../vms/registry.ts';
 import { diskIn, type Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
 import { forecast, linkBpsOf, measureDirtyBps } from './forecast.ts';
+import { narrate } from './half.ts';
 import { Halves } from './halves.ts';
 import { imageHello, sendImage } from './image-transfer.ts';
 import { MigrationJournal } from './journal.ts';
@@ -211,6 +212,17 @@ export class MigrationService {
     const { record: vm } = registry.find(reference);
     const record = this.#journal.unfinished().find((each) => each.vm.id === vm.id);
     const migration = record && (this.halves.outgoing.get(record.id) ?? this.halves.incoming.get(record.id));
+    if (record && !migration) {
+      throw new AppError(
+        'wrong_state',
+        `The QEMU of VM '${vm.name}' does not answer: nobody knows what it does`,
+        {
+          action: 'claim',
+          state: vm.state,
+          allowed: [],
+        },
+      );
+    }
     if (!migration) {
       throw new AppError('wrong_state', `VM '${vm.name}' is in no migration: this cloudlet owns it already`, {
         action: 'claim',
@@ -228,7 +240,11 @@ export class MigrationService {
   async recover(): Promise<void> {
     const { registry, vms, log } = this.#options;
     const unfinished = this.#journal.unfinished();
-    for (const record of unfinished) this.#takeUp(record);
+    for (const record of unfinished) {
+      const silent = registry.all().find((each) => each.record.id === record.vm.id)?.silent;
+      if (silent) this.#takeUpLater(record, silent);
+      else this.#takeUp(record);
+    }
     // A daemon may die between a VM's record and that of its migration.
     for (const managed of registry.all()) {
       const { id, state, epoch = 1 } = managed.record;
@@ -236,6 +252,18 @@ export class MigrationService {
       log.warn({ vmId: id, state }, 'a VM is in no migration any more');
       await vms.settle(managed, { epoch });
     }
+  }
+
+  /** What a silent QEMU does nobody knows, so nothing is said or decided about its VM until it answers or has ended. */
+  #takeUpLater(record: MigrationRecord, silent: Promise<void>): void {
+    const message =
+      'The QEMU of the VM does not answer; the migration goes on when it does, or when its process ends';
+    narrate(this.#options, record).attention(message);
+    silent.then(
+      () => this.#takeUp(record),
+      // The daemon closes.
+      () => {},
+    );
   }
 
   #takeUp(record: MigrationRecord): void {

@@ -7,7 +7,9 @@
  *   running, paused,     taken over, as QEMU says;      crashed, or stopped if that had been asked for
  *   stopping             asked again if it is silent
  *   stopped, crashed     (cannot be)                    as it is
- *   migrating, arriving  taken hold of                  left to its migration
+ *   migrating, arriving  taken hold of, which its       left to its migration
+ *                        migration waits for if it is
+ *                        silent
  *
  * Directories that no record knows (the template of a golden snapshot, a capture for a clone) are removed, with
  * the QEMU that may still run in them.
@@ -15,7 +17,6 @@
 import { readdir, rm } from 'node:fs/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Uuid } from '../../model/ids.ts';
-import { Machine } from '../../vm/machine.ts';
 import type { Paths } from '../paths.ts';
 import type { Managed, VmRegistry } from './registry.ts';
 import type { Runner } from './runner.ts';
@@ -48,7 +49,7 @@ export async function recoverVms(options: RecoveryOptions): Promise<void> {
 }
 
 async function recover(managed: Managed, options: RecoveryOptions): Promise<void> {
-  const { registry, watch, runner, paths, log } = options;
+  const { registry, watch, runner, log } = options;
   const { record } = managed;
   const { id, state } = record;
   const fields = { vmId: id, name: record.name, state };
@@ -69,10 +70,7 @@ async function recover(managed: Managed, options: RecoveryOptions): Promise<void
     case 'migrating':
     case 'arriving':
       // Whose it is, its migration knows; here it is only taken hold of again.
-      if (record.process) {
-        const machine = await Machine.adopt({ id, directory: paths.vm(id), process: record.process });
-        if (machine) watch.attach(managed, machine);
-      }
+      await watch.takeHold(managed);
       return;
     case 'running':
     case 'paused':

@@ -23,6 +23,8 @@ export interface Managed {
   machine?: Machine;
   /** The operation at work on it: one at a time. */
   operationId?: Uuid;
+  /** While the QEMU of an earlier daemon does not answer: resolves when it does, or has ended. */
+  silent?: Promise<void>;
 }
 
 export class VmRegistry {

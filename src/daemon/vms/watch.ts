@@ -85,24 +85,32 @@ export class VmWatch {
 
   /** Finds the QEMU of an earlier daemon again, or notes that it has ended. */
   async takeOver(managed: Managed): Promise<void> {
-    const { registry, log } = this.#options;
-    const { id, name, state } = managed.record;
-    try {
-      await this.#adopt(managed);
-    } catch (error) {
-      log.error({ err: error, vmId: id, name }, 'the QEMU of a VM does not answer; it is asked again');
-      // As far as anybody knows, it runs.
-      if (state === 'stopping') registry.update(managed, { state: 'running' });
-      this.#inBackground(managed, this.#adoptLater(managed));
-    }
+    const { state } = managed.record;
+    await this.#nowOrLater(managed, () => this.#adopt(managed));
+    // As far as anybody knows, it runs.
+    if (managed.silent && state === 'stopping') this.#options.registry.update(managed, { state: 'running' });
+  }
+
+  /** The same for a VM in a migration, which alone knows what is to become of it. */
+  async takeHold(managed: Managed): Promise<void> {
+    await this.#nowOrLater(managed, async () => {
+      await this.#find(managed);
+    });
+  }
+
+  async #find(managed: Managed): Promise<Machine | null> {
+    const { id, process } = managed.record;
+    if (!process) return null;
+    const machine = await Machine.adopt({ id, directory: this.#options.paths.vm(id), process });
+    if (machine) this.attach(managed, machine);
+    return machine;
   }
 
   async #adopt(managed: Managed): Promise<void> {
-    const { paths, log } = this.#options;
-    const { id, name, state, process } = managed.record;
-    const machine = process ? await Machine.adopt({ id, directory: paths.vm(id), process }) : null;
+    const { log } = this.#options;
+    const { id, name, state } = managed.record;
+    const machine = await this.#find(managed);
     if (machine) {
-      this.attach(managed, machine);
       await this.observe(managed);
       log.info({ vmId: id, name, state, pid: machine.process.pid }, 'took over a running VM');
       return;
@@ -115,7 +123,22 @@ export class VmWatch {
     });
   }
 
-  async #adoptLater(managed: Managed): Promise<void> {
+  /** The daemon does not wait for a QEMU that is silent: it is taken when it answers. */
+  async #nowOrLater(managed: Managed, take: () => Promise<void>): Promise<void> {
+    const { id, name } = managed.record;
+    try {
+      await take();
+    } catch (error) {
+      this.#options.log.error(
+        { err: error, vmId: id, name },
+        'the QEMU of a VM does not answer; it is asked again',
+      );
+      managed.silent = this.#later(managed, take).finally(() => delete managed.silent);
+      this.#inBackground(managed, managed.silent);
+    }
+  }
+
+  async #later(managed: Managed, take: () => Promise<void>): Promise<void> {
     const { registry, closing, log } = this.#options;
     for (;;) {
       await sleep(askAgainMs, undefined, { signal: closing, ref: false });
@@ -123,7 +146,7 @@ export class VmWatch {
       // It is being deleted.
       if (managed.operationId) continue;
       try {
-        return await this.#adopt(managed);
+        return await take();
       } catch (error) {
         log.debug({ err: error, vmId: managed.record.id }, 'QEMU still does not answer');
       }
