@@ -80,7 +80,10 @@ export type DestinationEffect =
   | { name: 'tidy' }
   /** See to it that what is missing comes, over a new session if the old one is lost. */
   | { name: 'recover' }
-  /** End the VM, whose missing pages will never come; it stays here as crashed. Ends with `vm-ended`. */
+  /**
+   * End the VM, whose missing pages will never come; it stays here as crashed. Ends with `vm-ended`, or with `completed`
+   * if none is missing after all.
+   */
   | { name: 'end-vm' }
   /** Undo every step of `make`; ends with `discarded`. */
   | { name: 'discard' };

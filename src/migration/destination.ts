@@ -211,8 +211,7 @@ export class DestinationMigration {
       case 'recover':
         return undefined;
       case 'end-vm':
-        await this.#machine?.kill();
-        return { name: 'vm-ended' };
+        return this.#endVm();
       case 'discard':
         await this.#discard();
         return { name: 'discarded' };
@@ -260,6 +259,22 @@ export class DestinationMigration {
     }
     const { complete } = await this.#look();
     return { name: 'resumed', complete };
+  }
+
+  /** Only one that cannot go on: the last pages may have been on their way when the source gave it up. */
+  async #endVm(): Promise<DestinationEvent | undefined> {
+    const machine = this.#machine;
+    if (machine?.qmp.state === 'ready') {
+      const status = await machine.qmp.execute('query-migrate').then(
+        (info) => info.status,
+        () => undefined,
+      );
+      if (status === 'completed') return { name: 'completed' };
+      // The source says it again.
+      if (status === 'postcopy-active') return undefined;
+    }
+    await machine?.kill();
+    return { name: 'vm-ended' };
   }
 
   async #discard(): Promise<void> {

@@ -37,6 +37,7 @@ const sourceEvents: SourceEvent[] = [
       'taken-back',
       'discarded',
       'vm-ended',
+      'cannot-serve',
       'restarted',
       'retry',
       'give-up',

@@ -60,6 +60,8 @@ export type SourceEvent =
   | { name: 'taken-back' }
   | { name: 'discarded' }
   | { name: 'vm-ended' }
+  /** QEMU has given post-copy up, with pages that the destination lacks. */
+  | { name: 'cannot-serve' }
   | { name: 'restarted' }
   /** Time to repeat what has had no answer. */
   | { name: 'retry' }
@@ -87,7 +89,7 @@ export type SourceEffect =
   | { name: 'continue' }
   /** Undo every step of the copy and let the VM run; ends with `undone`. */
   | { name: 'undo' }
-  /** Serve pages, over a new session if the old one is lost. */
+  /** See to it that pages can be served; ends with `vm-ended` or `cannot-serve` if they cannot. */
   | { name: 'serve' }
   /** Let the stopped VM run here again; ends with `taken-back`. */
   | { name: 'take-back' }
@@ -258,6 +260,7 @@ function whileServing(state: In<'serving'>, event: SourceEvent): Answer {
     case 'retry':
       return next(state, { name: 'serve' });
     case 'vm-ended':
+    case 'cannot-serve':
       return next(state, { name: 'send-pages-lost' });
     case 'claim':
       return refuse('has_run_elsewhere', 'The VM has run at the destination since; its memory here is old');

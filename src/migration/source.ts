@@ -13,7 +13,7 @@ import type {
   MigrationResult,
   VmToMove,
 } from '../model/migration.ts';
-import { delay, type QmpConnection, type QmpEvent } from '../qmp/index.ts';
+import { delay, type MigrationStatus, type QmpConnection, type QmpEvent } from '../qmp/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import { type Door, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
@@ -223,12 +223,7 @@ export class SourceMigration {
         await this.#takeBack();
         return { name: 'taken-back' };
       case 'serve':
-        // The destination asks for a new session when it misses the old one; here is only to look.
-        await this.#orReport(async () =>
-          this.#tracker.memory(await this.#machine!.qmp.execute('query-migrate')),
-        );
-        this.#report();
-        return undefined;
+        return this.#serve();
       case 'discard':
         await this.#leave();
         return { name: 'discarded' };
@@ -366,6 +361,23 @@ export class SourceMigration {
   #isBound(qmp: QmpConnection): Promise<boolean> {
     const signal = AbortSignal.timeout(undoTimeoutMs);
     return isBoundToPostcopy(qmp, { wasLetGo: this.#wasLetGo, signal }).catch(() => false);
+  }
+
+  /**
+   * The destination asks for a new session when it misses the old one, so here is only to look. A QEMU that loses its
+   * stream between its last page and the destination's thanks does not wait for another but fails (its `migration_completion`).
+   */
+  async #serve(): Promise<SourceEvent | undefined> {
+    const machine = this.#machine;
+    if (machine?.qmp.state !== 'ready') return { name: 'vm-ended' };
+    let status: MigrationStatus | undefined;
+    await this.#orReport(async () => {
+      const info = await machine.qmp.execute('query-migrate');
+      status = info.status;
+      this.#tracker.memory(info);
+    });
+    this.#report();
+    return status === 'failed' ? { name: 'cannot-serve' } : undefined;
   }
 
   /** Post-copy goes on over a new session; the destination repeats its wish until it does. */
