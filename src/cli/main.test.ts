@@ -186,7 +186,15 @@ test('a refusal ends with the exit code of its class and the details that help',
 });
 
 test('an image is imported with its size and told when done', async () => {
-  const image = { digest, aliases: ['tiny'], format: 'raw', fileBytes: 3e6, virtualBytes: 3e6, createdAt };
+  const image = {
+    digest,
+    aliases: ['tiny'],
+    format: 'raw',
+    fileBytes: 3e6,
+    virtualBytes: 3e6,
+    createdAt,
+    index: { state: 'waiting' },
+  };
   await using shell = await setUp({ 'POST /v1/images': (_, response) => reply(response, 201, image) });
   const file = join(shell.directory, 'tiny.raw');
   writeFileSync(file, Buffer.alloc(3e6, 'x'));

@@ -24,6 +24,7 @@ import { Drain } from './migrations/drain.ts';
 import { MigrationService } from './migrations/service.ts';
 import { Operations } from './operations.ts';
 import { type Paths, statePaths } from './paths.ts';
+import { ImageIndexes } from './references/image-indexes.ts';
 import { SnapshotService } from './snapshots.ts';
 import { Store } from './store/index.ts';
 import { recoverVms } from './vms/recovery.ts';
@@ -49,6 +50,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly operations: Operations;
   readonly credentials: Credentials;
   readonly images: ImageService;
+  readonly indexes: ImageIndexes;
   readonly snapshots: SnapshotService;
   readonly vms: VmService;
   readonly migrations: MigrationService;
@@ -114,7 +116,8 @@ export class Cloudlet implements AsyncDisposable {
       identifyCloudlet: (certificate) => this.fleet.trust.identify(certificate),
       onRefusal: (reason) => this.metrics.countRefusedCaller(reason),
     });
-    this.images = new ImageService({ store, events: this.events, paths, config });
+    this.indexes = new ImageIndexes({ root: paths.images, log });
+    this.images = new ImageService({ store, events: this.events, paths, config, indexes: this.indexes });
     this.#taps = new Taps({ owner: identity.id, networks: config.networks, run });
     const runner = new Runner({ paths, host: this.host, config, taps: this.#taps });
     const parts_ = {
@@ -229,6 +232,7 @@ export class Cloudlet implements AsyncDisposable {
     this.#closing.abort();
     await this.operations.close();
     await this.migrations.close();
+    await this.indexes.close();
     this.#watch.detach();
     await this.fleet.close();
     this.events.close();

@@ -8,6 +8,7 @@ import { cleanLeftovers, importImage, listImages, removeImage } from '../vm/imag
 import type { Config } from './config.ts';
 import type { EventLog } from './events.ts';
 import type { Paths } from './paths.ts';
+import type { ImageIndexes } from './references/image-indexes.ts';
 import type { Page, PageRequest, Store } from './store/index.ts';
 
 /** Each holds a connection and hashes: more at once only make each other slow. */
@@ -25,7 +26,16 @@ export class ImageService {
   readonly #removals = new Map<ImageDigest, Promise<void>>();
   readonly #holds = new Set<{ digest: ImageDigest; by: { kind: string; name: string } }>();
 
-  constructor(options: { store: Store; events: EventLog; paths: Paths; config: Config }) {
+  readonly #indexes: ImageIndexes;
+
+  constructor(options: {
+    store: Store;
+    events: EventLog;
+    paths: Paths;
+    config: Config;
+    indexes: ImageIndexes;
+  }) {
+    this.#indexes = options.indexes;
     this.#store = options.store;
     this.#events = options.events;
     this.#paths = options.paths;
@@ -94,7 +104,7 @@ export class ImageService {
   ): Promise<ImageRecord> {
     const { digest } = imported;
     try {
-      return this.#store.transact(() => {
+      const record = this.#store.transact(() => {
         if (alias && (this.#store.images.getByAlias(alias)?.digest ?? digest) !== digest)
           throw aliasTaken(alias);
         if (!this.#store.images.get(digest)) {
@@ -104,6 +114,8 @@ export class ImageService {
         if (alias) this.#store.images.moveAlias(digest, alias);
         return this.get(digest);
       });
+      this.#indexes.add(record, { isFresh: true });
+      return record;
     } catch (error) {
       if (!this.#store.images.get(digest)) await this.#removeFile(digest);
       throw error;
@@ -145,6 +157,7 @@ export class ImageService {
       this.#store.images.delete(digest);
       this.#events.append({ kind: 'image.deleted', data: { digest } });
     });
+    this.#indexes.remove(digest);
     await this.#removeFile(digest);
   }
 
@@ -154,12 +167,13 @@ export class ImageService {
     await removal;
   }
 
-  /** Takes away what a daemon that died had left half-written. */
+  /** Takes away what a daemon that died had left half-written, and has missing indexes made. */
   async recover(): Promise<void> {
     await cleanLeftovers(this.#paths.images);
     // A file whose record was never written, or already deleted, when the daemon died.
-    for (const { digest } of await listImages(this.#paths.images)) {
-      if (!this.#store.images.get(digest)) await removeImage(this.#paths.images, digest);
+    for (const image of await listImages(this.#paths.images)) {
+      if (this.#store.images.get(image.digest)) this.#indexes.add(image);
+      else await removeImage(this.#paths.images, image.digest);
     }
   }
 }

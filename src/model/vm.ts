@@ -85,6 +85,17 @@ export interface SnapshotRecord {
   bootMs: number;
 }
 
+/**
+ * The index of an image's blocks, with which a migration sends a reference instead of what the image has. It is made
+ * in the background; `waiting`: not begun.
+ */
+export type ImageIndexView =
+  | { state: 'waiting' }
+  | { state: 'building'; doneBytes: number; totalBytes: number }
+  /** Distinct blocks of 4 KiB that are not zero, and the size of the index's file. */
+  | { state: 'ready'; blocks: number; fileBytes: number }
+  | { state: 'failed'; message: string };
+
 export interface ImageRecord {
   digest: ImageDigest;
   aliases: string[];

@@ -61,6 +61,13 @@ export async function openIndex(file: string, options: OpenIndexOptions = {}): P
   return index;
 }
 
+/** What the header says, without a look at the records. Throws `image_corrupt`. */
+export async function readIndexHeader(file: string): Promise<Omit<IndexHeader, 'recordsDigest'>> {
+  await using handle = await open(file, 'r');
+  const sizeBytes = (await handle.stat()).size;
+  return decodeHeader(await readAt(handle, 0, Math.min(headerBytes, sizeBytes)), sizeBytes);
+}
+
 class OpenIndex implements IndexFile {
   readonly #handle: FileHandle;
   readonly #header: IndexHeader;

@@ -30,13 +30,14 @@ export function addImageCommands(program: Command): void {
       listAll(
         session,
         session.viper.listImages,
-        ['DIGEST', 'ALIASES', 'FORMAT', 'FILE', 'DISK', 'AGE'],
+        ['DIGEST', 'ALIASES', 'FORMAT', 'FILE', 'DISK', 'INDEX', 'AGE'],
         (each) => [
           shortDigest(each.digest),
           each.aliases.join(','),
           each.format,
           formatBytes(each.fileBytes),
           formatBytes(each.virtualBytes),
+          formatIndex(each.index),
           formatAge(each.createdAt),
         ],
         'There are no images. Bring one: viper image import FILE --alias NAME',
@@ -89,9 +90,22 @@ function showImage({ output }: Session, image: Image): void {
       ['Format', image.format],
       ['File', formatBytes(image.fileBytes)],
       ['Disk', formatBytes(image.virtualBytes)],
+      ['Index', explainIndex(image.index)],
       ['Imported', formatTime(image.createdAt)],
     ]),
   );
+}
+
+/** How far the index is that spares migrations the image's blocks, in a word. */
+function formatIndex(index: Image['index']): string {
+  if (index.state !== 'building' || index.totalBytes === 0) return index.state;
+  return `${Math.floor((index.doneBytes / index.totalBytes) * 100)} %`;
+}
+
+function explainIndex(index: Image['index']): string {
+  if (index.state === 'failed') return `failed: ${index.message}`;
+  if (index.state !== 'ready') return formatIndex(index);
+  return `ready, ${index.blocks} blocks in ${formatBytes(index.fileBytes)}`;
 }
 
 interface ImportOptions {

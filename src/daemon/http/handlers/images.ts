@@ -1,5 +1,6 @@
 import type { Readable } from 'node:stream';
 import { AppError } from '../../../model/errors.ts';
+import type { ImageRecord } from '../../../model/vm.ts';
 import type { Cloudlet } from '../../cloudlet.ts';
 import type { Handlers } from '../server.ts';
 
@@ -24,9 +25,17 @@ function announcedBytes(length: string | undefined): number | undefined {
   });
 }
 
+const withIndex = (cloudlet: Cloudlet, image: ImageRecord) => ({
+  ...image,
+  index: cloudlet.indexes.view(image.digest),
+});
+
 /** Images and golden snapshots. */
 export const imageHandlers = (cloudlet: Cloudlet): Handlers<Names> => ({
-  listImages: ({ query }) => cloudlet.images.list(query),
+  listImages: ({ query }) => {
+    const page = cloudlet.images.list(query);
+    return { ...page, items: page.items.map((image) => withIndex(cloudlet, image)) };
+  },
   importImage: async ({ query, body, request }) => {
     // The body is the untouched request stream: this route's content type parser hands it through.
     const source = body as unknown as Readable | undefined;
@@ -39,18 +48,15 @@ export const imageHandlers = (cloudlet: Cloudlet): Handlers<Names> => ({
     const sizeBytes = announcedBytes(request.headers['content-length']);
     const ended = new AbortController();
     request.raw.once('aborted', () => ended.abort(new AppError('cancelled', 'The sender hung up')));
-    return cloudlet.images.import(
-      source,
-      { ...query, ...(sizeBytes === undefined ? {} : { sizeBytes }) },
-      ended.signal,
-    );
+    const announced = { ...query, ...(sizeBytes === undefined ? {} : { sizeBytes }) };
+    return withIndex(cloudlet, await cloudlet.images.import(source, announced, ended.signal));
   },
-  getImage: ({ params }) => cloudlet.images.get(params.image),
+  getImage: ({ params }) => withIndex(cloudlet, cloudlet.images.get(params.image)),
   deleteImage: async ({ params }) => {
     await cloudlet.images.remove(params.image);
     return undefined;
   },
-  addImageAlias: ({ params }) => cloudlet.images.addAlias(params.image, params.alias),
+  addImageAlias: ({ params }) => withIndex(cloudlet, cloudlet.images.addAlias(params.image, params.alias)),
   removeImageAlias: ({ params }) => {
     cloudlet.images.removeAlias(params.image, params.alias);
     return undefined;
