@@ -192,14 +192,16 @@ export class LabFleet implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.all(this.cloudlets.map((cloudlet) => cloudlet.stop()));
+    // A second time there is nothing to do.
+    const cloudlets = this.cloudlets.splice(0);
+    await Promise.all(cloudlets.map((cloudlet) => cloudlet.stop()));
     await endQemusUnder(this.root);
-    for (const { viper, link } of this.cloudlets) {
+    for (const { viper, link } of cloudlets) {
       await viper[Symbol.asyncDispose]();
       await link?.[Symbol.asyncDispose]();
     }
     if (!this.#lab) await rm(this.root, { recursive: true, force: true });
-    else for (const { directory } of this.cloudlets) await rm(directory, { recursive: true, force: true });
+    else for (const { directory } of cloudlets) await rm(directory, { recursive: true, force: true });
   }
 
   /** Lets go of daemons and guests, which run on until their lab is taken down. */
