@@ -19,6 +19,13 @@ missing_packages() {
     need chromium chromium
     need libnss3-tools certutil
   fi
+  if [ -n "${storage:-}" ]; then
+    need nfs-ganesha ganesha.nfsd
+    need nfs-ganesha-vfs "$(ls /usr/lib/*/ganesha/libfsalvfs.so 2>/dev/null | head -n 1)"
+    need rpcbind rpcbind
+    need glusterfs-server glusterd
+    need qemu-block-extra "$(ls /usr/lib/*/qemu/block-nfs.so 2>/dev/null | head -n 1)"
+  fi
   if [ "$1" != 0 ]; then
     need mmdebstrap mmdebstrap
     need debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
@@ -64,7 +71,8 @@ install_packages() {
   qemu= others=
   for package; do
     case $package in
-      qemu-*) qemu="$qemu $package" ;;
+      # With QEMU's driver for it comes its library, which fits no other version of the server.
+      qemu-* | glusterfs-*) qemu="$qemu $package" ;;
       *) others="$others $package" ;;
     esac
   done

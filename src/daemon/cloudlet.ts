@@ -11,6 +11,7 @@ import type { Static } from 'typebox';
 import { openApiDocument } from '../contract/openapi.ts';
 import type * as schemas from '../contract/schemas.ts';
 import { type CloudletIdentity, loadCloudlet } from '../fleet/index.ts';
+import type { Storage } from '../model/vm.ts';
 import { Taps } from '../network/index.ts';
 import { Host } from '../vm/host.ts';
 import { run } from '../vm/run.ts';
@@ -223,6 +224,7 @@ export class Cloudlet implements AsyncDisposable {
       disk: { totalBytes: disk.blocks * disk.bsize, freeBytes: disk.bavail * disk.bsize },
       draining: this.drain.isDraining,
       networks: this.config.networks.map(({ name, kind }) => ({ name, kind })),
+      storages: this.config.storages.map((storage) => ({ name: storage.name, kind: kindOf(storage) })),
       vms: { total: this.#registry.all().length, running: counts.get('running') ?? 0 },
     };
   }
@@ -242,4 +244,9 @@ export class Cloudlet implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+function kindOf(storage: Storage): 'path' | 'nfs' | 'gluster' {
+  if ('path' in storage) return 'path';
+  return storage.url.startsWith('nfs:') ? 'nfs' : 'gluster';
 }

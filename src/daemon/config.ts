@@ -8,7 +8,7 @@ import { Type } from 'typebox';
 import { InstanceType as InstanceTypeSchema, Name } from '../contract/schemas.ts';
 import { AppError } from '../model/errors.ts';
 import { GiB, MiB } from '../model/units.ts';
-import type { InstanceType } from '../model/vm.ts';
+import type { InstanceType, Storage } from '../model/vm.ts';
 import type { CloudletNetwork } from '../network/index.ts';
 import { compileFor, invalidRequest, problemsOf } from './http/validation.ts';
 
@@ -20,6 +20,8 @@ export interface Config {
   instanceTypes: InstanceType[];
   /** `user` is always among them. */
   networks: CloudletNetwork[];
+  /** Where disks can be that other cloudlets have too. */
+  storages: Storage[];
   /** Origins of web pages that may call the API from a browser. */
   corsOrigins: string[];
   /** Defaults for what a caller leaves open; versioned and named, so that a VM can move. */
@@ -47,6 +49,7 @@ export const defaultConfig: Config = {
     instance('xlarge', 4, 4 * GiB, 40 * GiB),
   ],
   networks: [{ name: 'user', kind: 'user' }],
+  storages: [],
   corsOrigins: [],
   // The oldest supported QEMU knows it, so every supported host can take the VM.
   machine: 'pc-q35-7.2',
@@ -59,11 +62,26 @@ const Bridge = Type.Object(
   { name: Name, kind: Type.Literal('bridge'), bridge: Type.String({ pattern: '^[a-zA-Z0-9_.-]{1,15}$' }) },
   { additionalProperties: false },
 );
+const DirectoryStorage = Type.Object(
+  { name: Name, path: Type.String({ pattern: '^/', maxLength: 200 }) },
+  { additionalProperties: false },
+);
+const ServerStorage = Type.Object(
+  {
+    name: Name,
+    url: Type.String({
+      pattern: '^(nfs://[^/\\s?#@]+|gluster://[^/\\s?#@]+/[^/\\s?#]+)(/[^\\s?#]*)?$',
+      maxLength: 300,
+    }),
+  },
+  { additionalProperties: false },
+);
 const ConfigFile = Type.Object(
   {
     listen: Type.Optional(Type.String()),
     instanceTypes: Type.Optional(Type.Array(InstanceTypeSchema, { maxItems: 100 })),
     networks: Type.Optional(Type.Array(Bridge, { maxItems: 100 })),
+    storages: Type.Optional(Type.Array(Type.Union([DirectoryStorage, ServerStorage]), { maxItems: 100 })),
     corsOrigins: Type.Optional(
       Type.Array(Type.String({ pattern: '^https?://[^/\\s]+$' }), { maxItems: 100 }),
     ),
@@ -93,9 +111,20 @@ export async function loadConfig(directory: string): Promise<Config> {
   }
   if (!validate(value)) throw invalidRequest(problemsOf(validate.errors ?? [], file));
   const settings = value as Partial<Config>;
+  requireOwnNames(settings.storages ?? [], file);
   return {
     ...defaultConfig,
     ...settings,
     networks: [...defaultConfig.networks, ...(settings.networks ?? [])],
   };
+}
+
+/** Two storages of one name would be one to the other cloudlets. */
+function requireOwnNames(storages: readonly Storage[], file: string): void {
+  for (const [index, { name }] of storages.entries()) {
+    if (storages.findIndex((other) => other.name === name) === index) continue;
+    throw invalidRequest([
+      { field: `${file}.storages.${index}.name`, value: name, wanted: 'a name of its own' },
+    ]);
+  }
 }

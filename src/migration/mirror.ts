@@ -1,6 +1,7 @@
 /**
  * The disk's way to the destination: QEMU mirrors it into an NBD client of its own, whose server is the destination's
- * QEMU behind a door of ours. `sync=top` takes only what the overlay holds; both sides have the image below it.
+ * QEMU behind a door of ours. `sync=top` takes only what the overlay holds; both sides have the image below it. Of a disk
+ * that stands on no image here, and on one there, everything goes, also that a block is zero.
  *
  * The mirror runs in the background until it has caught up and only then holds the guest's writes until they are
  * there too (`write-blocking`), so that the end needs no catching up. QEMU before 8.2 cannot change that while the
@@ -23,7 +24,7 @@ export interface MirrorProgress {
 
 export async function startMirror(
   qmp: QmpConnection,
-  options: { socketPath: string; speedBytesPerSecond: number },
+  options: { socketPath: string; speedBytesPerSecond: number; wholeDisk?: boolean },
 ): Promise<void> {
   await qmp.execute('blockdev-add', {
     driver: 'nbd',
@@ -37,7 +38,7 @@ export async function startMirror(
     'job-id': mirrorJob,
     device: nodeNames.disk,
     target: targetNode,
-    sync: 'top',
+    sync: options.wholeDisk ? 'full' : 'top',
     speed: options.speedBytesPerSecond,
     'copy-mode': canChangeMode(qmp) ? 'background' : 'write-blocking',
   });

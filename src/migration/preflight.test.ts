@@ -29,14 +29,19 @@ const roomy: DestinationFacts = {
   memory: { freeBytes: 4 * GiB },
   disk: { freeBytes: 4 * GiB },
   images: ['sha256:aa'],
+  storages: ['nas'],
+  seesDisk: true,
   networks: ['user', 'lan'],
   vms: [{ id: 'other', name: 'two' }],
   clock: { offsetMs: 2000, uncertaintyMs: 20 },
 };
 
 const source = { qemu: { version: '10.0.2' } };
-const fieldsOf = (destination: DestinationFacts, storage: 'copied' | 'shared' = 'copied'): string[] =>
-  checkFit(vm, { storage }, source, destination).problems.map(({ field }) => field);
+const onNas: VmToMove = { ...vm, spec: { ...vm.spec, disk: { ...vm.spec.disk, storage: 'nas' } } };
+const fieldsOf = (destination: DestinationFacts, shared?: VmToMove): string[] =>
+  checkFit(shared ?? vm, { storage: shared ? 'shared' : 'copied' }, source, destination).problems.map(
+    ({ field }) => field,
+  );
 
 test('a VM that fits has no problems', () => {
   assert.deepEqual(checkFit(vm, { storage: 'copied' }, source, roomy), { problems: [], imageToSend: false });
@@ -49,6 +54,8 @@ test('everything that does not fit is told at once', () => {
     memory: { freeBytes: MiB },
     disk: { freeBytes: MiB },
     images: [],
+    storages: [],
+    seesDisk: false,
     networks: ['user'],
     vms: [{ id: vm.id, name: 'one' }],
     clock: { offsetMs: -90_000, uncertaintyMs: 100 },
@@ -69,7 +76,13 @@ test('a missing image is to be sent first, and needs room', () => {
 
 test('a shared disk needs neither room nor image', () => {
   const bare = { ...roomy, images: [], disk: { freeBytes: 0 } };
-  assert.deepEqual(fieldsOf(bare, 'shared'), []);
+  assert.deepEqual(fieldsOf(bare, onNas), []);
+});
+
+test('a disk is shared only with who has its storage, and finds the disk there', () => {
+  assert.deepEqual(fieldsOf({ ...roomy, storages: ['other'] }, onNas), ['disk.storage']);
+  assert.deepEqual(fieldsOf({ ...roomy, seesDisk: false }, onNas), ['disk.storage']);
+  assert.deepEqual(fieldsOf(roomy, vm), ['disk.storage']);
 });
 
 test('a name that is taken is told, unless the VM itself is there already', () => {

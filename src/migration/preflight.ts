@@ -15,6 +15,10 @@ export interface DestinationFacts {
   /** What may still be written, its reserve left out. */
   disk: { freeBytes: number };
   images: string[];
+  /** By name. */
+  storages: string[];
+  /** A disk on shared storage can be opened there. Of others it says nothing. */
+  seesDisk: boolean;
   networks: string[];
   vms: { id: string; name: string }[];
   /** Its clock against ours, and how wrong that figure may be (half a round trip). */
@@ -46,6 +50,7 @@ export function checkFit(
   const imageToSend = options.storage === 'copied' && !destination.images.includes(vm.image.digest);
   const problems = [
     ...checkQemu(vm, source, destination),
+    ...checkStorage(vm, options, destination),
     ...checkRoom(vm, options, destination, imageToSend),
     ...checkNetworks(vm, destination),
     ...checkIdentity(vm, destination),
@@ -73,6 +78,24 @@ function* checkQemu(vm: VmToMove, source: SourceFacts, { qemu, accelerators }: D
   if (!accelerators.includes(vm.runningWith)) {
     const message = `The VM runs with ${vm.runningWith}, which the destination does not have`;
     yield problem('accelerator', vm.runningWith, accelerators, message);
+  }
+}
+
+function* checkStorage(
+  { spec }: VmToMove,
+  options: Pick<MigrationOptions, 'storage'>,
+  { storages, seesDisk }: DestinationFacts,
+) {
+  if (options.storage === 'copied') return;
+  const { storage } = spec.disk;
+  if (storage === undefined) {
+    const message = 'The disk is in the own directory of the source, where nobody else can open it';
+    yield problem('disk.storage', null, storages, message);
+  } else if (!storages.includes(storage)) {
+    yield problem('disk.storage', storage, storages, `There is no storage '${storage}'`);
+  } else if (!seesDisk) {
+    const message = `The disk of the VM is not on the storage that is called '${storage}' there`;
+    yield problem('disk.storage', storage, 'the same storage', message);
   }
 }
 

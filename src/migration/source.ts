@@ -284,7 +284,11 @@ export class SourceMigration {
     if (isCopied) {
       this.#tracker.enter('disk');
       const socketPath = await door('disk');
-      await startMirror(qmp, { socketPath, speedBytesPerSecond: mirrorSpeed(limits()) });
+      await startMirror(qmp, {
+        socketPath,
+        speedBytesPerSecond: mirrorSpeed(limits()),
+        wholeDisk: this.#vm.wholeDisk === true,
+      });
       // They may have been changed while there was no job to tell.
       await setMirrorSpeed(qmp, mirrorSpeed(limits()));
       await waitUntilMirrored(qmp, {

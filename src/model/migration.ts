@@ -100,4 +100,6 @@ export interface VmToMove {
   image: { digest: ImageDigest; format: 'qcow2' | 'raw'; fileBytes: number; virtualBytes: number };
   /** Bytes of the overlay, holes left out. */
   diskBytes: number;
+  /** Its disk at the source stands on no image: to copy it is to copy all of it. */
+  wholeDisk?: boolean;
 }

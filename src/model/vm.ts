@@ -28,10 +28,20 @@ export interface VmSpec {
   /** Named CPU model (never `host` or `max`) and number of vCPUs. */
   cpu: { model: string; count: number };
   memoryBytes: number;
-  disk: { image: ImageDigest; sizeBytes: number };
+  /**
+   * `image` is what it was made from. `storage` names the storage of the cloudlet on which it is, for other cloudlets
+   * to open it too; it then holds all that it needs. Missing: an overlay on the image, in the cloudlet's own directory.
+   */
+  disk: { image: ImageDigest; sizeBytes: number; storage?: string };
   nets: NetSpec[];
   seed: SeedSpec;
 }
+
+/**
+ * Storage that other cloudlets have as well, under the same name: a directory of the host (on NFS, CephFS, a cluster
+ * file system), or a server that QEMU speaks to itself.
+ */
+export type Storage = { name: string; path: string } | { name: string; url: string };
 
 export interface InstanceType {
   name: string;

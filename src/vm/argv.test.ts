@@ -80,7 +80,7 @@ socket,id=qmp,path=/var/lib/viper/vms/one/qmp.sock,server=on,wait=off
 -mon
 chardev=qmp,mode=control
 -blockdev
-{"driver":"file","node-name":"disk-file","filename":"/var/lib/viper/vms/one/disk.qcow2","discard":"unmap","cache":{"direct":false,"no-flush":false}}
+{"driver":"file","filename":"/var/lib/viper/vms/one/disk.qcow2","node-name":"disk-file","discard":"unmap","cache":{"direct":false,"no-flush":false}}
 -blockdev
 {"driver":"qcow2","node-name":"disk","file":"disk-file","discard":"unmap","detect-zeroes":"unmap","cache":{"direct":false,"no-flush":false}}
 -device

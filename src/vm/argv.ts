@@ -10,6 +10,7 @@
  * is JSON, which needs no quoting (`-blockdev` and `-device` since QEMU 4.2 and 6.2, `-netdev` since 7.2).
  */
 import type { Accelerator, VmSpec } from '../model/vm.ts';
+import { diskNode, isRemote } from './disk-node.ts';
 import { type MachinePaths, machinePaths } from './paths.ts';
 
 export interface Launch {
@@ -19,8 +20,10 @@ export interface Launch {
   accelerator: Accelerator;
   /** Sockets and logs of this VM. */
   directory: string;
-  /** The VM's qcow2 disk. */
+  /** The VM's qcow2 disk: a path, or a URL as in `disk-node.ts`. */
   diskFile: string;
+  /** It is on storage that other hosts have too, so this host must not keep bytes of it in its own memory. */
+  sharedDisk?: boolean;
   /** Raw ISO with first-boot facts. */
   seedFile?: string;
   /** By interface: the tap device, or `null` for QEMU's own user network. Missing means `null`. */
@@ -128,11 +131,10 @@ function diskArguments(launch: Launch): string[] {
   const { seedFile } = launch;
   return [
     ...json('-blockdev', {
-      driver: 'file',
+      ...diskNode(launch.diskFile),
       'node-name': diskFile,
-      filename: launch.diskFile,
       discard: 'unmap',
-      cache,
+      cache: { ...cache, direct: launch.sharedDisk === true && !isRemote(launch.diskFile) },
     }),
     // What the guest discards or fills with zeros takes no space, and nothing to migrate.
     ...json('-blockdev', {

@@ -12,23 +12,24 @@ import { type ImageFormat, readQcow2Header } from './image-check.ts';
 import { run } from './run.ts';
 import { defaultReserveBytes, explainNoSpace, requireSpace } from './space.ts';
 
-export interface CreateDiskOptions {
+export interface WholeFileOptions {
+  /** Bytes that stay free on the host's disk. */
+  reserveBytes?: number;
+  signal: AbortSignal;
+}
+
+export interface CreateDiskOptions extends WholeFileOptions {
   /** Absolute path of the new overlay; its directory is there. */
   file: string;
   imageFile: string;
   imageFormat: ImageFormat;
   /** Size of the disk that the guest sees: at least the image's. */
   sizeBytes: number;
-  /** Bytes that stay free on the host's disk. */
-  reserveBytes?: number;
-  signal: AbortSignal;
 }
 
-export interface CopyDiskOptions {
+export interface CopyDiskOptions extends WholeFileOptions {
   from: string;
   to: string;
-  reserveBytes?: number;
-  signal: AbortSignal;
 }
 
 export interface DiskUsage {
@@ -55,6 +56,18 @@ export async function createDisk(options: CreateDiskOptions): Promise<void> {
     const backing = await relativePath(making, imageFile);
     const overlay = ['-f', 'qcow2', '-F', imageFormat, '-b', backing, making, String(sizeBytes)];
     await run('qemu-img', ['create', '-q', ...overlay], { signal });
+  });
+}
+
+/** Makes a disk that is empty and stands on no image, for a copy of one that does not either. */
+export async function createBlankDisk(
+  options: Pick<CreateDiskOptions, 'file' | 'sizeBytes'> & WholeFileOptions,
+): Promise<void> {
+  const { file, sizeBytes, reserveBytes = defaultReserveBytes, signal } = options;
+  const action = 'Create disk';
+  await requireSpace(action, dirname(file), emptyOverlayBytes, reserveBytes);
+  await whole(file, action, emptyOverlayBytes, async (making) => {
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', making, String(sizeBytes)], { signal });
   });
 }
 
@@ -95,7 +108,7 @@ export async function deleteDisk(file: string): Promise<void> {
  * Runs `make` on a file beside `file` (in the same directory, so that relative paths stay right) and moves the result
  * in place: a file under the final name is always whole.
  */
-async function whole(
+export async function whole(
   file: string,
   action: string,
   wantedBytes: number,
@@ -143,7 +156,8 @@ async function virtualBytesOf(file: string, format: ImageFormat): Promise<number
   return format === 'raw' ? (await stat(file)).size : (await readQcow2Header(file)).virtualBytes;
 }
 
-function requireSize(sizeBytes: number, imageBytes: number): void {
+/** A size that the guest can have, and that holds what is there already. */
+export function requireSize(sizeBytes: number, imageBytes: number): void {
   const wanted = `a multiple of 512, at least the ${imageBytes} bytes of the image`;
   if (Number.isSafeInteger(sizeBytes) && sizeBytes % 512 === 0 && sizeBytes >= imageBytes) return;
   throw new AppError('invalid_request', `Create disk: disk.sizeBytes is ${sizeBytes}, wanted ${wanted}`, {

@@ -21,6 +21,10 @@ export function addStatusCommands(program: Command): void {
           ['Memory', room(memory)],
           ['Disk', room(disk)],
           ['Networks', cloudlet.networks.map(({ name, kind }) => `${name} (${kind})`).join(', ')],
+          [
+            'Storages',
+            cloudlet.storages.map(({ name, kind }) => `${name} (${kind})`).join(', ') || undefined,
+          ],
           ['Draining', cloudlet.draining ? 'yes: it takes no VMs until `viper undrain`' : undefined],
           ['VMs', `${vms.running} running of ${vms.total}`],
         ]),

@@ -36,6 +36,7 @@ export function hardwareOf({ cpus, memory, disk, net }: HardwareOptions): Hardwa
 interface CreateOptions extends HardwareOptions, LongWorkOptions {
   image?: string;
   snapshot?: string;
+  storage?: string;
   sshKey?: string[];
   userData?: string;
   start: boolean;
@@ -51,6 +52,7 @@ export function addVmCreateCommand(vm: Command): void {
     .option('--image <image>', 'alias or digest of the image')
     .option('--snapshot <snapshot>', 'golden snapshot to start from, instead of an image');
   addHardwareOptions(command)
+    .option('--storage <storage>', 'shared storage for the disk; see `viper status`')
     .option('--ssh-key <file>', 'public keys that may log in; may be repeated', collect)
     .option('--user-data <file>', 'raw cloud-init user data')
     .option('--no-start', 'leave it stopped');
@@ -58,7 +60,7 @@ export function addVmCreateCommand(vm: Command): void {
 }
 
 async function create(session: Session, name: string, options: CreateOptions): Promise<void> {
-  const { image, snapshot, type } = options;
+  const { image, snapshot, type, storage } = options;
   if ((image === undefined) === (snapshot === undefined)) {
     throw new UsageError(`Pass either --image or --snapshot, to say what VM '${name}' is made from`);
   }
@@ -70,6 +72,7 @@ async function create(session: Session, name: string, options: CreateOptions): P
     ...(snapshot === undefined ? {} : { snapshot }),
     ...(type === undefined ? {} : { instanceType: type }),
     ...(hardware ? { hardware } : {}),
+    ...(storage === undefined ? {} : { storage }),
     ...(seed ? { seed } : {}),
     ...(options.start ? {} : { start: false }),
   };

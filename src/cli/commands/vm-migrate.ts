@@ -8,11 +8,15 @@ import { followOperation, summaryOf } from '../follow-migration.ts';
 import { formatBitRate, formatDuration } from '../output.ts';
 import { addLongWorkOptions, type LongWorkOptions } from '../progress.ts';
 import { addCommand, type Session, withSession } from '../session.ts';
-import { parseBitRate, parseDuration } from '../values.ts';
+import { parseBitRate, parseCount, parseDuration } from '../values.ts';
+
+const storages = ['auto', 'shared', 'copied'] as const;
 
 interface MigrateOptions extends LongWorkOptions {
   to: string;
   mode?: (typeof migrationModes)[number];
+  storage?: (typeof storages)[number];
+  channels?: number;
   downtime?: number;
   bandwidth?: number;
   autoConverge?: true;
@@ -33,6 +37,17 @@ export function addVmMigrateCommands(vm: Command): void {
       new Option('--mode <mode>', 'auto: pre-copy while it gains on the guest, else post-copy')
         .choices(migrationModes)
         .default('precopy'),
+    )
+    .addOption(
+      new Option(
+        '--storage <storage>',
+        'shared: only memory moves; copied: the disk, too; auto (default): shared where both sides have its storage',
+      ).choices(storages),
+    )
+    .option(
+      '--channels <number>',
+      'parallel streams of memory besides the main one; precopy only',
+      parseCount,
     )
     .option('--downtime <time>', 'the pause that pre-copy may plan for (300ms if absent)', parseDuration)
     .option('--bandwidth <rate>', 'most bits per second, such as 100M (no limit if absent)', parseBitRate)
@@ -68,7 +83,7 @@ const dangerOfClaim = (name: string): string =>
 
 async function migrate(session: Session, name: string, options: MigrateOptions): Promise<void> {
   const { viper, output, signal } = session;
-  const { to, mode, downtime, bandwidth, autoConverge } = options;
+  const { to, mode, storage, channels, downtime, bandwidth, autoConverge } = options;
   const limits: NonNullable<MigrateVm['limits']> = {
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),
     ...(bandwidth === undefined ? {} : { bandwidthBps: bandwidth }),
@@ -77,6 +92,8 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
   const body: MigrateVm = {
     to,
     ...(mode ? { mode } : {}),
+    ...(storage ? { storage } : {}),
+    ...(channels === undefined ? {} : { channels }),
     ...(Object.keys(limits).length > 0 ? { limits } : {}),
   };
   if (options.dryRun) {

@@ -149,7 +149,12 @@ function factsOf(vm: Vm): [string, string | undefined][] {
       origin && `${origin.kind} ${origin.kind === 'clone' ? `of VM ${origin.vmId}` : origin.snapshotId}`,
     ],
     ['Image', spec.disk.image],
-    ['Disk', formatBytes(spec.disk.sizeBytes)],
+    [
+      'Disk',
+      [formatBytes(spec.disk.sizeBytes), spec.disk.storage && `on ${spec.disk.storage}`]
+        .filter(Boolean)
+        .join(' '),
+    ],
     ['Memory', formatBytes(spec.memoryBytes)],
     ['CPUs', `${spec.cpu.count} (${spec.cpu.model})`],
     ['Machine', `${spec.machine}, ${vm.runningWith ?? spec.accelerator}`],

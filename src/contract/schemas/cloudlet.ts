@@ -36,6 +36,9 @@ export const Cloudlet = Exact({
   memory: Exact({ totalBytes: Bytes, freeBytes: Bytes }),
   disk: Exact({ totalBytes: Bytes, freeBytes: Bytes }),
   networks: Type.Array(Exact({ name: Type.String(), kind: OneOf(['user', 'bridge']) })),
+  storages: Type.Array(Exact({ name: Name, kind: OneOf(['path', 'nfs', 'gluster']) }), {
+    description: 'Where disks can be that other cloudlets have too.',
+  }),
   draining: Type.Boolean({ description: 'Takes no VMs and gives its own away, until it is undrained.' }),
   vms: Exact({ total: Type.Integer(), running: Type.Integer() }),
 });

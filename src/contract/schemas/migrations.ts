@@ -27,6 +27,21 @@ export const MigrateVm = Body(
   {
     to: Type.String({ pattern: '^[a-z0-9][a-z0-9-]{0,62}$', description: 'Name or id of a peer.' }),
     mode: Type.Optional(OneOf(migrationModes)),
+    storage: Type.Optional(
+      OneOf(
+        ['auto', 'shared', 'copied'],
+        '`shared`: only memory moves, both sides open the disk; `copied`: the disk moves, too; `auto` (default): ' +
+          '`shared` where both sides have the storage that the disk is on.',
+      ),
+    ),
+    channels: Type.Optional(
+      Type.Integer({
+        minimum: 0,
+        maximum: 16,
+        default: 0,
+        description: 'Parallel streams of memory besides the main one; `precopy` only.',
+      }),
+    ),
     limits: Type.Optional(
       Exact({
         downtimeMs: Type.Optional(Limits.properties.downtimeMs),
@@ -66,6 +81,7 @@ export const VmToMove = Exact({
   runningWith: OneOf(['kvm', 'tcg']),
   image: MigratingImage,
   diskBytes: Bytes,
+  wholeDisk: Type.Optional(Type.Boolean({ description: 'At the source it stands on no image.' })),
 });
 export const CheckMigration = Exact({
   vm: VmToMove,

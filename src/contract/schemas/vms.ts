@@ -28,7 +28,7 @@ export const VmSpec = Exact({
   accelerator: AcceleratorChoice,
   cpu: Exact({ model: CpuModel, count: CpuCount }),
   memoryBytes: MemoryBytes,
-  disk: Exact({ image: Digest, sizeBytes: DiskBytes }),
+  disk: Exact({ image: Digest, sizeBytes: DiskBytes, storage: Type.Optional(Name) }),
   nets: Type.Array(Exact({ network: Type.String(), mac: Mac })),
   seed: Exact({
     hostname: Name,
@@ -63,6 +63,11 @@ export const CreateVm = Body(
     snapshot: Type.Optional(Reference),
     instanceType: Type.Optional(Name),
     hardware: Type.Optional(Hardware),
+    storage: Type.Optional({
+      ...Name,
+      description:
+        'A storage of the cloudlet, for a disk that other cloudlets open too; its own disk if absent.',
+    }),
     seed: Type.Optional(Seed),
     start: Type.Optional(Type.Boolean({ default: true })),
   },

@@ -38,7 +38,7 @@ export function makeDestination(
   let isOver = false;
 
   const make = async () => {
-    const image = images.get(vm.image.digest);
+    const image = options.storage === 'copied' ? images.get(vm.image.digest) : undefined;
     arriving = registry.add({
       id: vm.id,
       name: vm.name,

@@ -36,7 +36,7 @@ export function forecast({ vm, options, dirtyBps, linkBps, rttMs, sendsImage }: 
     mode,
     memoryBytes: vm.spec.memoryBytes,
     zeroBytes: 0,
-    diskBytes: vm.diskBytes + (sendsImage ? vm.image.fileBytes : 0),
+    diskBytes: options.storage === 'shared' ? 0 : vm.diskBytes + (sendsImage ? vm.image.fileBytes : 0),
     dirtyBps,
     bandwidthBps,
     rttMs,

@@ -96,6 +96,8 @@ export class Halves {
       memory: { freeBytes: freeMemoryBytes },
       disk: { freeBytes: freeDiskBytes },
       images: image ? [image.digest] : [],
+      storages: runner.storages,
+      seesDisk: options.storage === 'copied' || (await runner.seesDiskOf(vm).catch(() => false)),
       networks: networks.map(({ name }) => name),
       vms: registry.all().map(({ record: { id, name } }) => ({ id, name })),
       clock,

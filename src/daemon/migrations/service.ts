@@ -14,7 +14,6 @@ import { AppError } from '../../model/errors.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import type { MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
 import type { Operation } from '../../model/operation.ts';
-import { diskUsage } from '../../vm/disks.ts';
 import { imageFile } from '../../vm/images.ts';
 import type { Principal } from '../credentials.ts';
 import type { EventLog } from '../events.ts';
@@ -24,7 +23,7 @@ import type { OperationContext, Operations } from '../operations.ts';
 import type { Paths } from '../paths.ts';
 import type { Page, PageRequest, Store } from '../store/index.ts';
 import type { Managed, VmRegistry } from '../vms/registry.ts';
-import { diskIn, type Runner } from '../vms/runner.ts';
+import type { Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
 import { forecast, linkBpsOf, measureDirtyBps } from './forecast.ts';
 import { narrate } from './half.ts';
@@ -116,13 +115,29 @@ export class MigrationService {
     const managed = registry.find(reference);
     registry.require(managed, 'migrate');
     const peer = this.#peers.find(request.to);
-    const [id, vm, options] = [newId(), await this.#vmToMove(managed), optionsOf(request)];
+    const id = newId();
     const { qemu } = await runner.facts();
-    const sentAt = new Date().toISOString();
-    const asked = performance.now();
-    const answer = await this.#peers.check(peer, id, { vm, options, qemuVersion: qemu.version, sentAt });
-    const rttMs = Math.round(performance.now() - asked);
-    return { id, managed, peer, vm, options, rttMs, ...answer };
+    const ask = async (storage: MigrationOptions['storage']) => {
+      const [vm, options] = [await this.#vmToMove(managed, storage), optionsOf(request, storage)];
+      const sentAt = new Date().toISOString();
+      const asked = performance.now();
+      const answer = await this.#peers.check(peer, id, { vm, options, qemuVersion: qemu.version, sentAt });
+      const rttMs = Math.round(performance.now() - asked);
+      const problems = [...answer.problems, ...this.#problemsHere(vm, answer.hasImage)];
+      return { id, managed, peer, vm, options, rttMs, hasImage: answer.hasImage, problems };
+    };
+    const wanted = request.storage ?? 'auto';
+    if (wanted !== 'auto') return ask(wanted);
+    if (managed.record.spec.disk.storage === undefined) return ask('copied');
+    const shared = await ask('shared');
+    return shared.problems.some(({ field }) => field === 'disk.storage') ? ask('copied') : shared;
+  }
+
+  /** A VM that came with a disk on shared storage may have no image here that could be sent. */
+  #problemsHere({ image, wholeDisk }: VmToMove, hasImage: boolean): Problem[] {
+    if (hasImage || !wholeDisk || this.#options.store.images.get(image.digest)) return [];
+    const message = `Neither side has the image ${image.digest}, which the disk there would stand on: import it`;
+    return [{ field: 'image', value: image.digest, wanted: 'an image that one side has', message }];
   }
 
   #operate(
@@ -305,30 +320,51 @@ export class MigrationService {
     return migration && !record.finishedAt ? { ...record, progress: migration.progress } : record;
   }
 
-  async #vmToMove({ record }: Managed): Promise<VmToMove> {
-    const { images, paths } = this.#options;
-    const { digest, format, fileBytes, virtualBytes } = images.get(record.spec.disk.image);
-    const { allocatedBytes } = await diskUsage(diskIn(paths.vm(record.id)));
+  async #vmToMove({ record }: Managed, storage: MigrationOptions['storage']): Promise<VmToMove> {
+    const { store, runner } = this.#options;
+    const { disk } = record.spec;
+    const { storage: sharedStorage, ...copiedDisk } = disk;
+    // A disk on shared storage needs no image, so there may be none here any more.
+    const image = store.images.get(disk.image);
+    const { digest, format, fileBytes, virtualBytes } = image ?? unknownImage(disk.image);
     return {
       id: record.id,
       name: record.name,
-      spec: record.spec,
+      spec: storage === 'shared' ? record.spec : { ...record.spec, disk: copiedDisk },
       running: record.state === 'running',
       epoch: record.epoch ?? 1,
       runningWith: record.runningWith ?? 'tcg',
       image: { digest, format, fileBytes, virtualBytes },
-      diskBytes: allocatedBytes,
+      diskBytes: storage === 'shared' ? 0 : await runner.diskBytesOf(record),
+      ...(storage === 'copied' && sharedStorage !== undefined ? { wholeDisk: true } : {}),
     };
   }
 }
 
-function optionsOf(request: MigrateVm): MigrationOptions {
+const unknownImage = (digest: string): VmToMove['image'] => ({
+  digest,
+  format: 'qcow2',
+  fileBytes: 0,
+  virtualBytes: 0,
+});
+
+function optionsOf(request: MigrateVm, storage: MigrationOptions['storage']): MigrationOptions {
+  const { channels = 0, mode = 'precopy' } = request;
+  if (channels > 0 && mode !== 'precopy') {
+    throw new AppError(
+      'invalid_request',
+      `Migrate VM: channels is ${channels} with mode ${mode}, wanted precopy`,
+      {
+        problems: [{ field: 'body.channels', value: channels, wanted: '0, or the mode precopy' }],
+      },
+    );
+  }
   return {
     // Post-copy cannot be taken back once it has begun, so it is for those who ask for it (or for `auto`).
-    mode: request.mode ?? 'precopy',
-    storage: 'copied',
+    mode,
+    storage,
     limits: { ...defaultLimits, ...request.limits },
-    channels: 0,
+    channels,
   };
 }
 

@@ -28,7 +28,7 @@ export function makeSource(
   { onProgress, onOver }: SourceHooks,
 ): SourceMigration {
   const { id, vm, options, peer } = record;
-  const { journal, peers, vms } = parts;
+  const { journal, peers, vms, runner } = parts;
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name)));
   let since = performance.now();
@@ -64,6 +64,8 @@ export function makeSource(
       },
       openSession: (purpose, ticket, signal) => peers.openSession(peer.id, id, purpose, ticket, signal),
       discard: async () => {
+        // The destination has a disk of its own now; one that both open stays, for it is the VM's.
+        if (managed && options.storage === 'copied') await runner.removeSharedDisk(managed.record);
         if (managed) await vms.forget(managed);
       },
       onState: (state) => {

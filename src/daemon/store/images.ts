@@ -41,7 +41,7 @@ export class ImageRepository {
       `${select} WHERE (created_at, digest) > (?, ?) ORDER BY created_at, digest LIMIT ?`,
     );
     this.#users = database.prepare(
-      `SELECT 'vm' AS kind, name FROM vms WHERE image = ?1
+      `SELECT 'vm' AS kind, name FROM vms WHERE base = ?1
        UNION ALL SELECT 'snapshot', name FROM snapshots WHERE image = ?1 LIMIT 20`,
     );
     this.#insert = database.prepare(

@@ -129,4 +129,27 @@ export const migrations: readonly Migration[] = [
       CREATE INDEX migrations_unfinished ON migrations (created_at) WHERE finished_at IS NULL;
     `,
   },
+  {
+    // `image` is what the disk was made from, `base` the image that it still needs: none on shared storage.
+    name: 'VMs that need no image',
+    sql: `
+      CREATE TABLE vms_new (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        image TEXT NOT NULL,
+        base TEXT REFERENCES images,
+        cpus INTEGER NOT NULL,
+        memory_bytes INTEGER NOT NULL,
+        record TEXT NOT NULL
+      ) STRICT;
+      INSERT INTO vms_new SELECT id, name, state, created_at, image, image, cpus, memory_bytes, record FROM vms;
+      DROP TABLE vms;
+      ALTER TABLE vms_new RENAME TO vms;
+      CREATE INDEX vms_by_age ON vms (created_at, id);
+      CREATE INDEX vms_by_state ON vms (state);
+      CREATE INDEX vms_by_base ON vms (base);
+    `,
+  },
 ];

@@ -1,4 +1,4 @@
-/** The VMs that this cloudlet owns. The name is unique; the image of each must be in the store. */
+/** The VMs that this cloudlet owns. The name is unique; the image that a disk stands on must be in the store. */
 import { AppError } from '../../model/errors.ts';
 import type { ImageDigest, Uuid } from '../../model/ids.ts';
 import type { VmState } from '../../model/states.ts';
@@ -46,11 +46,11 @@ export class VmRepository {
        WHERE (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?`,
     );
     this.#insert = database.prepare(
-      `INSERT INTO vms (name, state, image, cpus, memory_bytes, record, created_at, id)
-       VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+      `INSERT INTO vms (name, state, image, base, cpus, memory_bytes, record, created_at, id)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     );
     this.#update = database.prepare(
-      'UPDATE vms SET name = ?, state = ?, image = ?, cpus = ?, memory_bytes = ?, record = ? WHERE id = ?',
+      'UPDATE vms SET name = ?, state = ?, image = ?, base = ?, cpus = ?, memory_bytes = ?, record = ? WHERE id = ?',
     );
     this.#delete = database.prepare('DELETE FROM vms WHERE id = ?');
   }
@@ -88,10 +88,11 @@ export class VmRepository {
   }
 }
 
-const columns = (vm: VmRecord): [string, string, string, number, number, string] => [
+const columns = (vm: VmRecord): [string, string, string, string | null, number, number, string] => [
   vm.name,
   vm.state,
   vm.spec.disk.image,
+  vm.spec.disk.storage === undefined ? vm.spec.disk.image : null,
   vm.spec.cpu.count,
   vm.spec.memoryBytes,
   JSON.stringify(vm),

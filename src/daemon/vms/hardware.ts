@@ -7,7 +7,7 @@ import type { ImageRecord, InstanceType, VmSpec } from '../../model/vm.ts';
 import type { Config } from '../config.ts';
 import { invalidRequest } from '../http/validation.ts';
 
-type Wanted = Pick<Static<typeof CreateVm>, 'name' | 'instanceType' | 'hardware' | 'seed'>;
+type Wanted = Pick<Static<typeof CreateVm>, 'name' | 'instanceType' | 'hardware' | 'seed' | 'storage'>;
 
 /** The type that a VM gets when the caller names none. */
 const defaultInstanceType = 'small';
@@ -47,6 +47,7 @@ export function specFor(wanted: Wanted, image: ImageRecord, config: Config): VmS
     disk: {
       image: image.digest,
       sizeBytes: hardware.diskBytes ?? Math.max(type.diskBytes, image.virtualBytes),
+      ...(wanted.storage === undefined ? {} : { storage: wanted.storage }),
     },
     nets: nets.map((net) => ({ network: net.network, mac: net.mac ?? newMac() })),
     seed: {

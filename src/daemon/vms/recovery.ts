@@ -58,6 +58,9 @@ async function recover(managed: Managed, options: RecoveryOptions): Promise<void
     case 'deleting':
       log.warn(fields, 'removing a VM that was half made or half deleted');
       await runner.end(id);
+      await runner
+        .removeSharedDisk(record)
+        .catch((error) => log.warn({ ...fields, err: error }, 'its disk stays'));
       await runner.discard(id);
       registry.remove(managed);
       return;

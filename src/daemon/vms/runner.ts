@@ -6,10 +6,10 @@ import { mkdir, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
-import type { Accelerator, ImageRecord, VmSpec } from '../../model/vm.ts';
+import type { Accelerator, ImageRecord, Storage, VmSpec } from '../../model/vm.ts';
 import type { Taps } from '../../network/index.ts';
 import { backupDisk } from '../../vm/backup.ts';
-import { createDisk } from '../../vm/disks.ts';
+import { copyDisk, createBlankDisk, createDisk } from '../../vm/disks.ts';
 import { checkSpec, type Host, type HostFacts } from '../../vm/host.ts';
 import { changeIdentity, renewLeases } from '../../vm/identity.ts';
 import { imageFile } from '../../vm/images.ts';
@@ -18,6 +18,13 @@ import { Machine } from '../../vm/machine.ts';
 import { captureMemoryToFile, loadMemoryFromFile } from '../../vm/memory-file.ts';
 import { findQemu, killProcess, waitUntilGone } from '../../vm/process.ts';
 import { createSeed } from '../../vm/seed.ts';
+import {
+  isSharedDiskThere,
+  makeSharedDisk,
+  removeSharedDisk,
+  sharedDisk,
+  usageOf,
+} from '../../vm/shared-disks.ts';
 import { freeBytes } from '../../vm/space.ts';
 import type { Config } from '../config.ts';
 import type { Paths } from '../paths.ts';
@@ -43,7 +50,7 @@ export const capturedIn = (directory: string): Captured => ({
   memory: path.join(directory, 'memory'),
   disk: path.join(directory, 'disk.qcow2'),
 });
-export const diskIn = (directory: string): string => path.join(directory, 'disk.qcow2');
+const diskIn = (directory: string): string => path.join(directory, 'disk.qcow2');
 const seedIn = (directory: string): string => path.join(directory, 'seed.iso');
 
 /** How long a guest just resumed from captured RAM may take until its agent answers again. */
@@ -86,14 +93,82 @@ export class Runner {
 
   /** Refuses a spec that this host cannot run, before anything is made. */
   async check(spec: VmSpec): Promise<Accelerator> {
+    this.#storageOf(spec);
     return checkSpec(spec, await this.#host.facts());
   }
 
-  /** The VM's directory with an empty overlay on its image. */
+  /** Names of the storages that this cloudlet shares with others. */
+  get storages(): string[] {
+    return this.#config.storages.map(({ name }) => name);
+  }
+
+  /** Undefined for a disk in the cloudlet's own directory. Errors: `unsupported`. */
+  #storageOf({ disk }: VmSpec): Storage | undefined {
+    if (disk.storage === undefined) return undefined;
+    const found = this.#config.storages.find(({ name }) => name === disk.storage);
+    if (found) return found;
+    throw new AppError('unsupported', `This cloudlet has no storage '${disk.storage}'`, {
+      field: 'storage',
+      value: disk.storage,
+      wanted: this.storages,
+    });
+  }
+
+  /** Path or URL of the VM's disk. */
+  diskOf({ id, spec }: Pick<Runnable, 'id' | 'spec'>): string {
+    const storage = this.#storageOf(spec);
+    return storage ? sharedDisk(storage, id) : diskIn(this.#paths.vm(id));
+  }
+
+  /** What the VM's disk takes, holes left out. */
+  async diskBytesOf(vm: Pick<Runnable, 'id' | 'spec'>): Promise<number> {
+    return usageOf(this.diskOf(vm));
+  }
+
+  /** Whether a disk on shared storage can be opened from here, too. */
+  async seesDiskOf(vm: Pick<Runnable, 'id' | 'spec'>): Promise<boolean> {
+    return isSharedDiskThere(this.diskOf(vm));
+  }
+
+  /** The VM's directory, and its disk: an empty overlay on its image, or a copy of that on shared storage. */
   async makeDisk(vm: Runnable, image: ImageRecord, signal: AbortSignal): Promise<void> {
+    const directory = await this.#makeDirectory(vm);
+    if (vm.spec.disk.storage === undefined)
+      return this.#makeOverlay(diskIn(directory), vm.spec, image, signal);
+    const { digest, format, virtualBytes } = image;
+    const from = { file: imageFile(this.#paths.images, digest, format), format, virtualBytes };
+    await this.#makeShared(vm, from, signal);
+  }
+
+  /** The VM's directory, and its disk as a copy of a captured or resting one, which is on the same image or on none. */
+  async copyDisk(vm: Runnable, from: string, signal: AbortSignal): Promise<void> {
+    const directory = await this.#makeDirectory(vm);
+    const { reserveBytes } = this.#config;
+    if (vm.spec.disk.storage === undefined)
+      return copyDisk({ from, to: diskIn(directory), reserveBytes, signal });
+    const virtualBytes = vm.spec.disk.sizeBytes;
+    await this.#makeShared(vm, { file: from, format: 'qcow2', virtualBytes }, signal);
+  }
+
+  async #makeDirectory(vm: Runnable): Promise<string> {
     const directory = this.#paths.vm(vm.id);
     await mkdir(directory, { recursive: true, mode: 0o700 });
-    await this.#makeOverlay(diskIn(directory), vm.spec, image, signal);
+    return directory;
+  }
+
+  async #makeShared(
+    vm: Runnable,
+    from: Parameters<typeof makeSharedDisk>[0]['from'],
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { sizeBytes } = vm.spec.disk;
+    await makeSharedDisk({
+      from,
+      to: this.diskOf(vm),
+      sizeBytes,
+      reserveBytes: this.#config.reserveBytes,
+      signal,
+    });
   }
 
   async #makeOverlay(file: string, spec: VmSpec, image: ImageRecord, signal: AbortSignal): Promise<void> {
@@ -146,18 +221,19 @@ export class Runner {
 
   /**
    * RAM and disk of a VM at one instant, into a directory of its own. The guest stands still only until both are
-   * guarded against its writes; it then runs on while they are copied.
+   * guarded against its writes; it then runs on while they are copied. `image` is missing for a disk on none.
    */
   async capture(
     machine: Machine,
     spec: VmSpec,
-    image: ImageRecord,
+    image: ImageRecord | undefined,
     directory: string,
     signal: AbortSignal,
   ): Promise<Captured> {
     const captured = capturedIn(directory);
     await mkdir(directory, { recursive: true, mode: 0o700 });
-    await this.#makeOverlay(captured.disk, spec, image, signal);
+    if (image) await this.#makeOverlay(captured.disk, spec, image, signal);
+    else await createBlankDisk({ file: captured.disk, sizeBytes: spec.disk.sizeBytes, signal });
     await using backup = new AsyncDisposableStack();
     let disk: Promise<void> | undefined;
     await captureMemoryToFile(machine, {
@@ -192,15 +268,24 @@ export class Runner {
     await this.#taps.down(id);
   }
 
-  /** Removes everything of a VM that does not run. */
+  /** Removes a disk on shared storage, for good and for all cloudlets. */
+  async removeSharedDisk(vm: Pick<Runnable, 'id' | 'spec'>): Promise<void> {
+    if (vm.spec.disk.storage !== undefined) await removeSharedDisk(this.diskOf(vm));
+  }
+
+  /** Removes everything of a VM that does not run, but for a disk on shared storage. */
   async discard(id: Uuid): Promise<void> {
     await this.cleanUp(id);
     await rm(this.#paths.vm(id), { recursive: true, force: true });
   }
 
-  /** A disk of its own, and a QEMU that waits for memory to come over the link. */
-  async receive(vm: Runnable, image: ImageRecord, signal: AbortSignal): Promise<Started> {
-    await this.makeDisk(vm, image, signal);
+  /**
+   * A QEMU that waits for memory to come over the link, and for its disk as well: on an empty one of its own, on
+   * `image`. Without an image the disk is on shared storage, and there.
+   */
+  async receive(vm: Runnable, image: ImageRecord | undefined, signal: AbortSignal): Promise<Started> {
+    if (image) await this.makeDisk(vm, image, signal);
+    else await this.#makeDirectory(vm);
     return this.#launch(vm, { incoming: true }, signal, async () => {});
   }
 
@@ -230,7 +315,8 @@ export class Runner {
         spec: vm.spec,
         accelerator,
         directory,
-        diskFile: diskIn(directory),
+        diskFile: this.diskOf(vm),
+        sharedDisk: vm.spec.disk.storage !== undefined,
         seedFile: seedIn(directory),
         taps,
         incoming,

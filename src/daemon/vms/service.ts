@@ -2,7 +2,7 @@
  * What can be done with VMs: each method checks, journals the new state, starts an operation and answers with it.
  * The operation works outside of any lock; `operationId` on the VM keeps others away from it meanwhile.
  */
-import { mkdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import path from 'node:path';
 import type { Static } from 'typebox';
 import type { CloneVm, CreateVm, Exec, ExecReply, Guest, StopVm, Vm } from '../../contract/schemas.ts';
@@ -12,7 +12,6 @@ import type { Operation, OperationKind } from '../../model/operation.ts';
 import type { VmAction, VmState } from '../../model/states.ts';
 import type { VmRecord, VmSpec } from '../../model/vm.ts';
 import type { Console } from '../../vm/console.ts';
-import { copyDisk } from '../../vm/disks.ts';
 import type { Machine } from '../../vm/machine.ts';
 import { machinePaths } from '../../vm/paths.ts';
 import { readTail } from '../../vm/tail.ts';
@@ -26,7 +25,7 @@ import type { SnapshotService } from '../snapshots.ts';
 import type { PageRequest } from '../store/index.ts';
 import { specFor, withNewIdentity } from './hardware.ts';
 import type { Managed, VmRegistry } from './registry.ts';
-import { type Captured, capturedIn, diskIn, type Runner } from './runner.ts';
+import { type Captured, capturedIn, type Runner } from './runner.ts';
 import type { VmWatch } from './watch.ts';
 
 export interface VmServiceOptions {
@@ -130,6 +129,8 @@ export class VmService {
       'vm.create',
       { to: 'creating', undo: () => this.#discard(managed) },
       async (work) => {
+        // One on shared storage needs the image only now, so its record does not keep it.
+        using _ = this.#images.hold(image.digest, { kind: 'vm', name: request.name });
         work.progress({ phase: 'disk', done: 0, total: 2, unit: 'steps' });
         await this.#runner.makeDisk(managed.record, image, work.signal);
         if (request.start === false) return this.#registry.update(managed, { state: 'stopped' });
@@ -152,7 +153,7 @@ export class VmService {
         { field: 'body.start', value: false, wanted: 'true: its memory is what a snapshot is for' },
       ]);
     }
-    const spec = withNewIdentity(snapshot.spec, request.name);
+    const spec = onStorage(withNewIdentity(snapshot.spec, request.name), request.storage);
     await this.#runner.check(spec);
     // It may have been removed meanwhile; from here on the record keeps it.
     this.#snapshots.get(snapshot.id);
@@ -167,7 +168,7 @@ export class VmService {
       { to: 'creating', undo: () => this.#discard(managed) },
       async (work) => {
         work.progress({ phase: 'disk', done: 0, total: 2, unit: 'steps' });
-        await this.#takeDisk(managed, captured.disk, work.signal);
+        await this.#runner.copyDisk(managed.record, captured.disk, work.signal);
         work.progress({ phase: 'start', done: 1, total: 2, unit: 'steps' });
         await this.#begin(
           managed,
@@ -197,17 +198,18 @@ export class VmService {
     return this.#operate(clone, 'vm.clone', { to: 'creating', undo, also: original }, async (work) => {
       if (!machine) {
         work.progress({ phase: 'disk', done: 0, total: 1, unit: 'steps' });
-        await this.#takeDisk(clone, diskIn(this.#paths.vm(record.id)), work.signal);
+        await this.#runner.copyDisk(clone.record, this.#runner.diskOf(record), work.signal);
         return this.#registry.update(clone, { state: 'stopped' });
       }
       const directory = path.join(this.#paths.captures, clone.record.id);
       await using cleanUp = new AsyncDisposableStack();
       cleanUp.defer(() => rm(directory, { recursive: true, force: true }));
       work.progress({ phase: 'capture', done: 0, total: 2, unit: 'steps' });
-      const image = this.#images.get(record.spec.disk.image);
+      const { disk } = record.spec;
+      const image = disk.storage === undefined ? this.#images.get(disk.image) : undefined;
       const captured = await this.#runner.capture(machine, record.spec, image, directory, work.signal);
       work.progress({ phase: 'start', done: 1, total: 2, unit: 'steps' });
-      await this.#takeDisk(clone, captured.disk, work.signal);
+      await this.#runner.copyDisk(clone.record, captured.disk, work.signal);
       const from = identity === 'keep' ? 'keep' : { from: record.spec };
       await this.#begin(clone, { from: 'clone', captured, identity: from }, work.signal);
       // The clone of a VM that rests does so, too, as soon as it is somebody else.
@@ -278,7 +280,12 @@ export class VmService {
         },
       );
     }
-    return this.#operate(managed, 'vm.delete', { to: 'deleting' }, () => this.#discard(managed));
+    const undo = async () => {
+      // Its disk could not be removed: that can be tried again.
+      if (this.#registry.holds(managed) && !managed.machine)
+        this.#registry.update(managed, { state: 'stopped', process: undefined });
+    };
+    return this.#operate(managed, 'vm.delete', { to: 'deleting', undo }, () => this.#discard(managed));
   }
 
   // --- inner works
@@ -325,13 +332,6 @@ export class VmService {
     }
   }
 
-  /** A disk of its own, copied from a captured or resting one. */
-  async #takeDisk(managed: Managed, from: string, signal: AbortSignal): Promise<void> {
-    const directory = this.#paths.vm(managed.record.id);
-    await mkdir(directory, { recursive: true, mode: 0o700 });
-    await copyDisk({ from, to: diskIn(directory), reserveBytes: this.#config.reserveBytes, signal });
-  }
-
   /**
    * Starts QEMU and journals it; afterwards the VM runs. One that is being made stays `creating` until then, so that
    * a daemon that dies leaves nothing of it.
@@ -363,7 +363,7 @@ export class VmService {
     await this.#watch.settle(managed);
   }
 
-  /** Removes a VM that another cloudlet owns now, or never came; its QEMU has ended. */
+  /** Removes a VM that another cloudlet owns now, or never came; its QEMU has ended. A disk on shared storage stays. */
   async forget(managed: Managed): Promise<void> {
     delete managed.machine;
     await this.#runner.discard(managed.record.id);
@@ -376,10 +376,17 @@ export class VmService {
     if (machine) await machine.kill();
     else if (record.process) await this.#runner.end(record.id);
     delete managed.machine;
+    await this.#runner.removeSharedDisk(record).catch((error) => {
+      // Of one that is half made there may be nothing.
+      if (record.state !== 'creating') throw error;
+    });
     await this.#runner.discard(record.id);
     this.#registry.remove(managed);
   }
 }
+
+const onStorage = (spec: VmSpec, storage: string | undefined): VmSpec =>
+  storage === undefined ? spec : { ...spec, disk: { ...spec.disk, storage } };
 
 function newRecord(name: string, spec: VmSpec): VmRecord {
   return { id: newId(), name, state: 'creating', spec, createdAt: new Date().toISOString() };
