@@ -162,7 +162,7 @@ for (const [storage, files] of [
       context.diagnostic(JSON.stringify(there.result));
       assert.deepEqual([there.options.storage, there.result?.diskBytes], ['shared', 0]);
       await verified(south, storage);
-      await move(storage, south, north);
+      await move(storage, south, north, { channels: 2 });
       await verified(north, storage);
       await remove(north, storage);
       // QEMU's tools cannot remove it there, so it is emptied.

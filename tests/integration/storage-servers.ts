@@ -3,7 +3,7 @@
  * an address on a link to ours. They serve a directory below the one that they are given, and see a /run of their own,
  * so that several tests and the machine's own servers do not meet. Needs root.
  */
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { access, mkdir, readFile, writeFile } from 'node:fs/promises';
@@ -40,6 +40,8 @@ export class StorageHost implements AsyncDisposable {
     await execute('ip', ['link', 'set', ours, 'up']);
     await execute('ip', ['-n', namespace, 'addr', 'add', `${far}/30`, 'dev', theirs]);
     for (const device of [theirs, 'lo']) await execute('ip', ['-n', namespace, 'link', 'set', device, 'up']);
+    // Also when the test is killed by a signal that it can hear.
+    process.once('exit', () => sweep(namespace));
     return new StorageHost(namespace, far!, made.move());
   }
 
@@ -110,6 +112,17 @@ export async function whyNot(program: string, blockDriver: string): Promise<stri
   const node = `json:${JSON.stringify({ driver: blockDriver })}`;
   const { stderr } = await execute('qemu-img', ['info', node]).catch((error: { stderr: string }) => error);
   return stderr.includes('Unknown driver') ? `QEMU has no driver ${blockDriver} here` : undefined;
+}
+
+/** What can be done while the process ends: nothing that waits. */
+function sweep(namespace: string): void {
+  try {
+    const pids = execFileSync('ip', ['netns', 'pids', namespace], { encoding: 'utf8', stdio: 'pipe' });
+    for (const pid of pids.split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL');
+    execFileSync('ip', ['netns', 'del', namespace], { stdio: 'pipe' });
+  } catch {
+    // It has been taken down as it should.
+  }
 }
 
 async function end(child: ChildProcess): Promise<void> {
