@@ -15,6 +15,7 @@ import { Cloudlet } from './cloudlet.ts';
 import { defaultListen } from './config.ts';
 import { Credentials } from './credentials.ts';
 import { serve } from './http/server.ts';
+import { LogOutput } from './log-output.ts';
 import { Store } from './store/index.ts';
 
 const usage = `Usage:
@@ -146,7 +147,7 @@ Then, for example: curl --cacert ${caFile} -H "Authorization: Bearer $TOKEN" ${u
 }
 
 async function run(args: Arguments): Promise<void> {
-  const log = pino({ level: process.env.VIPER_LOG ?? 'info' });
+  const log = pino({ level: process.env.VIPER_LOG ?? 'info' }, new LogOutput());
   await using cloudlet = await Cloudlet.open({ directory: args.state, log });
   const { host, port } = parseListen(args.listen ?? cloudlet.config.listen);
   await using listening = await serve(cloudlet, { host, port });
