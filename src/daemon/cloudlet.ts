@@ -27,6 +27,8 @@ import { MigrationService } from './migrations/service.ts';
 import { Operations } from './operations.ts';
 import { type Paths, statePaths } from './paths.ts';
 import { ImageIndexes } from './references/image-indexes.ts';
+import { KeptMemory } from './references/kept-memory.ts';
+import { ReferenceSets } from './references/reference-sets.ts';
 import { SnapshotService } from './snapshots.ts';
 import { Store } from './store/index.ts';
 import { recoverVms } from './vms/recovery.ts';
@@ -53,6 +55,8 @@ export class Cloudlet implements AsyncDisposable {
   readonly credentials: Credentials;
   readonly images: ImageService;
   readonly indexes: ImageIndexes;
+  /** What a migration need not send because both sides hold it. */
+  readonly references: ReferenceSets;
   readonly snapshots: SnapshotService;
   readonly vms: VmService;
   readonly migrations: MigrationService;
@@ -67,6 +71,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly #watch: VmWatch;
   readonly #runner: Runner;
   readonly #paths: Paths;
+  readonly #kept: KeptMemory;
   readonly #taps: Taps;
   readonly #renewals = new Set<(identity: CloudletIdentity) => void>();
   readonly #closing = new AbortController();
@@ -119,6 +124,8 @@ export class Cloudlet implements AsyncDisposable {
       onRefusal: (reason) => this.metrics.countRefusedCaller(reason),
     });
     this.indexes = new ImageIndexes({ root: paths.images, log });
+    this.#kept = new KeptMemory({ root: paths.kept, quotaBytes: config.keptMemoryBytes });
+    this.references = new ReferenceSets({ images: this.indexes, kept: this.#kept });
     this.images = new ImageService({ store, events: this.events, paths, config, indexes: this.indexes });
     this.#taps = new Taps({ owner: identity.id, networks: config.networks, run });
     const runner = new Runner({ paths, host: this.host, config, taps: this.#taps });
@@ -141,6 +148,7 @@ export class Cloudlet implements AsyncDisposable {
       registry: this.#registry,
       watch: this.#watch,
       snapshots: this.snapshots,
+      kept: this.#kept,
       refuseIfDraining: () => this.drain.refuseIfDraining(),
       metrics: this.metrics,
     });
@@ -187,6 +195,7 @@ export class Cloudlet implements AsyncDisposable {
     for (const each of [paths.images, paths.vms, paths.snapshots])
       await mkdir(each, { recursive: true, mode: 0o700 });
     await this.images.recover();
+    await this.#kept.recover();
     await recoverVms({
       registry: this.#registry,
       watch: this.#watch,

@@ -29,6 +29,8 @@ export interface Config {
   cpuModel: string;
   /** Free space that is never given away, for the host itself. */
   reserveBytes: number;
+  /** What may stay here of the memory of VMs that have left, encrypted; 0: nothing. */
+  keptMemoryBytes: number;
 }
 
 const instance = (name: string, cpus: number, memoryBytes: number, diskBytes: number): InstanceType => ({
@@ -56,6 +58,7 @@ export const defaultConfig: Config = {
   // x86-64-v2 as a named model: every server of the last 15 years has it, and TCG can do all of it.
   cpuModel: 'Nehalem-v1',
   reserveBytes: 256 * MiB,
+  keptMemoryBytes: 4 * GiB,
 };
 
 const Bridge = Type.Object(
@@ -88,6 +91,7 @@ const ConfigFile = Type.Object(
     machine: Type.Optional(Type.String()),
     cpuModel: Type.Optional(Type.String()),
     reserveBytes: Type.Optional(Type.Integer({ minimum: 0 })),
+    keptMemoryBytes: Type.Optional(Type.Integer({ minimum: 0 })),
   },
   { additionalProperties: false },
 );

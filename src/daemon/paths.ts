@@ -11,6 +11,8 @@ export interface Paths {
   snapshot(id: Uuid): string;
   /** Where the RAM of a VM that is being cloned waits; emptied at start. */
   captures: string;
+  /** What stayed behind of the memory of VMs that have left. */
+  kept: string;
 }
 
 export function statePaths(root: string): Paths {
@@ -23,5 +25,6 @@ export function statePaths(root: string): Paths {
     snapshots: under('snapshots'),
     snapshot: (id) => under('snapshots', id),
     captures: under('captures'),
+    kept: under('kept'),
   };
 }

@@ -5,6 +5,7 @@
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { AppError } from '../model/errors.ts';
+import { blockBytes, digestBytes } from './blocks.ts';
 import { type IndexFacts, type IndexOptions, removeUnfinished } from './index-writer.ts';
 import type { BlockSource } from './reference-set.ts';
 
@@ -15,22 +16,66 @@ export interface BuildOptions extends Omit<IndexOptions, 'blockCount'> {
   onProgress?: (progress: { doneBlocks: number; totalBlocks: number }) => void;
 }
 
-export type ToWorker = { kind: 'blocks'; first: number; bytes: Uint8Array } | { kind: 'finish' };
+export type ToWorker =
+  | { kind: 'blocks'; first: number; bytes: Uint8Array }
+  | { kind: 'digests'; first: number; digests: Uint8Array }
+  | { kind: 'finish' };
 export type FromWorker =
   | { kind: 'taken' }
   | { kind: 'finished'; facts: IndexFacts }
   | { kind: 'failed'; code: string | undefined; message: string };
 
 const piecesAhead = 4;
+const digestsPerPiece = 8192;
 
 /**
  * Writes the index to `file`, whole or not at all. Throws `cancelled`, `insufficient_space`, and what the source
  * throws.
  */
 export async function buildIndex(options: BuildOptions): Promise<IndexFacts> {
-  const { source, signal, onProgress, file, name, stamp } = options;
-  throwIfAborted(signal);
+  const { source, signal, onProgress } = options;
   const { blockCount } = source;
+  return inWorker({ ...options, blockCount }, async (send) => {
+    for await (const { first, bytes } of source.pieces(signal)) {
+      const own = bytes.byteLength === bytes.buffer.byteLength ? bytes : new Uint8Array(bytes);
+      const doneBlocks = first + Math.ceil(bytes.length / blockBytes);
+      await send({ kind: 'blocks', first, bytes: own }, own.buffer as ArrayBuffer);
+      onProgress?.({ doneBlocks, totalBlocks: blockCount });
+    }
+  });
+}
+
+export interface BuildFromDigestsOptions extends Omit<IndexOptions, 'blockCount'> {
+  /** 32 bytes for each block from 0 on; all zeroes where the set does not have the block. */
+  digests: Buffer;
+  signal: AbortSignal;
+}
+
+/**
+ * The same where the digests are known, as those of a VM's pages are after a migration. Two cloudlets that give the
+ * same digests get the same file, and with a prefix for a name the same name.
+ */
+export function buildIndexFromDigests(options: BuildFromDigestsOptions): Promise<IndexFacts> {
+  const { digests } = options;
+  const blockCount = digests.length / digestBytes;
+  return inWorker({ ...options, blockCount }, async (send) => {
+    for (let first = 0; first < blockCount; first += digestsPerPiece) {
+      const end = Math.min(blockCount, first + digestsPerPiece);
+      const piece = new Uint8Array(digests.subarray(first * digestBytes, end * digestBytes));
+      await send({ kind: 'digests', first, digests: piece }, piece.buffer);
+    }
+  });
+}
+
+type Send = (message: ToWorker, give: ArrayBuffer) => Promise<void>;
+
+/** Runs `feed`, which sends the content, with a thread that writes the index. */
+async function inWorker(
+  options: IndexOptions & { signal: AbortSignal },
+  feed: (send: Send) => Promise<void>,
+): Promise<IndexFacts> {
+  const { signal, file, name, stamp, blockCount } = options;
+  throwIfAborted(signal);
   const workerData: IndexOptions = { file, name, stamp, blockCount };
   const extension = path.extname(import.meta.filename);
   await using undo = new AsyncDisposableStack();
@@ -38,16 +83,13 @@ export async function buildIndex(options: BuildOptions): Promise<IndexFacts> {
   undo.defer(() => removeUnfinished(file));
   const worker = undo.use(new Worker(new URL(`./index-worker${extension}`, import.meta.url), { workerData }));
   const answers = new Answers(worker, file);
-  for await (const { first, bytes } of source.pieces(signal)) {
+  await feed(async (message, give) => {
     throwIfAborted(signal);
     answers.expect();
-    const own = bytes.byteLength === bytes.buffer.byteLength ? bytes : new Uint8Array(bytes);
-    const doneBlocks = first + Math.ceil(bytes.length / 4096);
-    const message: ToWorker = { kind: 'blocks', first, bytes: own };
-    worker.postMessage(message, [own.buffer as ArrayBuffer]);
+    worker.postMessage(message, [give]);
     await answers.atMost(piecesAhead);
-    onProgress?.({ doneBlocks, totalBlocks: blockCount });
-  }
+  });
+  throwIfAborted(signal);
   worker.postMessage({ kind: 'finish' } satisfies ToWorker);
   return await answers.finished;
 }

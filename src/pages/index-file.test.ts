@@ -7,7 +7,7 @@ import { after, before, test } from 'node:test';
 import fc from 'fast-check';
 import { AppError } from '../model/errors.ts';
 import { blockBytes, digestBytes, digestOf, noBlock } from './blocks.ts';
-import { buildIndex } from './build-index.ts';
+import { buildIndex, buildIndexFromDigests } from './build-index.ts';
 import { openIndex } from './index-file.ts';
 import { type IndexOptions, IndexWriter } from './index-writer.ts';
 import type { BlockSource } from './reference-set.ts';
@@ -173,4 +173,25 @@ test('a build that is cancelled or whose source fails leaves nothing behind', as
   const missing = path.join(directory, 'missing', 'index');
   await assert.rejects(buildIndex({ ...options, file: missing, signal }), /ENOENT/);
   assert.deepEqual(await readdir(directory), []);
+});
+
+test('two cloudlets that know the same digests make the same index and call it the same', async () => {
+  const digests = Buffer.alloc(20_000 * digestBytes);
+  for (let block = 0; block < 20_000; block += 3)
+    digestOf(Buffer.from(String(block % 5000))).copy(digests, block * digestBytes);
+  const build = () => buildIndexFromDigests({ file, name: 'stayed:vm:', stamp: '', digests, signal });
+  const first = await build();
+  const bytes = await readFile(file);
+  assert.match(first.name, /^stayed:vm:[0-9a-f]{64}$/);
+  assert.equal(first.records, 5000);
+  assert.deepEqual(await build(), first);
+  assert.deepEqual(await readFile(file), bytes);
+  await using index = await openIndex(file);
+  const found = await index.lookup(
+    Buffer.concat([digests.subarray(0, 32), digestOf(Buffer.from('1')), digests.subarray(32, 64)]),
+  );
+  // Block 0 is the first with its content; '1' is first at 5001; block 1 is absent.
+  assert.deepEqual([...found], [0, 5001, noBlock]);
+  digests.fill(1, 32, 64);
+  assert.notEqual((await build()).name, first.name);
 });

@@ -11,6 +11,7 @@ import type { SetName } from './reference-set.ts';
 export interface IndexOptions {
   /** Path of the index; beside it stand two more files until it is done. */
   file: string;
+  /** One that ends in ':' is completed by the digest of the records, in hexadecimal. */
   name: SetName;
   stamp: string;
   /** Blocks of the set, known or not. */
@@ -18,6 +19,8 @@ export interface IndexOptions {
 }
 
 export interface IndexFacts {
+  /** The whole name. */
+  name: SetName;
   /** Distinct contents. */
   records: number;
   zeroBlocks: number;
@@ -50,7 +53,7 @@ export class IndexWriter implements Disposable {
     this.#output = openSync(partialOf(this.#options.file), 'w', 0o600);
   }
 
-  /** Takes whole blocks, of which the first has the number `first`. Ascending numbers, please: the lowest is kept. */
+  /** Takes whole blocks, of which the first has the number `first`. Of equal ones the lowest number is kept. */
   add(first: number, bytes: Buffer): void {
     const count = Math.floor(bytes.length / blockBytes);
     for (let i = 0; i < count; i += 1) {
@@ -82,10 +85,12 @@ export class IndexWriter implements Disposable {
       for (const at of sortedDistinct(records)) output.add(records, at);
     }
     const { records, recordsDigest } = output.finish();
-    writeWhole(this.#output, encodeHeader({ ...this.#options, records, recordsDigest }), 0);
+    const { name: given, stamp, blockCount } = this.#options;
+    const name = given.endsWith(':') ? `${given}${recordsDigest.toString('hex')}` : given;
+    writeWhole(this.#output, encodeHeader({ name, stamp, blockCount, records, recordsDigest }), 0);
     fsyncSync(this.#output);
     renameSync(partialOf(this.#options.file), this.#options.file);
-    return { records, zeroBlocks: this.#zeroBlocks, fileBytes: fileBytesFor(records) };
+    return { name, records, zeroBlocks: this.#zeroBlocks, fileBytes: fileBytesFor(records) };
   }
 
   /** Removes what is not whole. */
@@ -170,7 +175,7 @@ class RecordOutput {
 }
 
 /**
- * Offsets of the records by digest, of equal ones the first. Sorted are 64-bit keys: the first 32 bits of the digest
+ * Offsets of the records by digest, of equal ones that with the lowest block. Sorted are 64-bit keys: the first 32 bits of the digest
  * and the number of the record, which a typed array sorts natively; only equal 32 bits want a closer look.
  */
 function* sortedDistinct(records: Buffer): Iterable<number> {
@@ -197,8 +202,8 @@ function* sortedDistinct(records: Buffer): Iterable<number> {
 
 function* distinct(records: Buffer, offsets: number[]): Iterable<number> {
   const compare = (a: number, b: number) => records.compare(records, b, b + digestBytes, a, a + digestBytes);
-  // The sort is stable, so of equal ones the first stays first.
-  offsets.sort(compare);
+  const block = (at: number) => records.readUInt32LE(at + digestBytes);
+  offsets.sort((a, b) => compare(a, b) || block(a) - block(b));
   for (const [i, offset] of offsets.entries())
     if (i === 0 || compare(offsets[i - 1]!, offset) !== 0) yield offset;
 }

@@ -21,6 +21,7 @@ import type { ImageService } from '../images.ts';
 import type { Metrics } from '../metrics.ts';
 import type { OperationContext, Operations } from '../operations.ts';
 import type { Paths } from '../paths.ts';
+import type { KeptMemory } from '../references/kept-memory.ts';
 import type { SnapshotService } from '../snapshots.ts';
 import type { PageRequest } from '../store/index.ts';
 import { specFor, withNewIdentity } from './hardware.ts';
@@ -35,6 +36,8 @@ export interface VmServiceOptions {
   operations: Operations;
   images: ImageService;
   snapshots: SnapshotService;
+  /** Goes with the VM that it belongs to. */
+  kept: KeptMemory;
   /** A cloudlet that is being emptied takes no new VMs. */
   refuseIfDraining: () => void;
   config: Config;
@@ -52,6 +55,7 @@ export class VmService {
   readonly #operations: Operations;
   readonly #images: ImageService;
   readonly #snapshots: SnapshotService;
+  readonly #kept: KeptMemory;
   readonly #refuseIfDraining: () => void;
   readonly #config: Config;
   readonly #paths: Paths;
@@ -64,6 +68,7 @@ export class VmService {
     this.#operations = options.operations;
     this.#images = options.images;
     this.#snapshots = options.snapshots;
+    this.#kept = options.kept;
     this.#refuseIfDraining = options.refuseIfDraining;
     this.#config = options.config;
     this.#paths = options.paths;
@@ -382,6 +387,7 @@ export class VmService {
     });
     await this.#runner.discard(record.id);
     this.#registry.remove(managed);
+    await this.#kept.forget(record.id);
   }
 }
 

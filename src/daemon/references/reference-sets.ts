@@ -1,0 +1,49 @@
+/**
+ * The reference sets that this cloudlet can use in the migration of a VM, and who may use which: the base image is
+ * everybody's who has a VM on it, what stayed behind is that VM's alone. Names that a peer sends are judged here.
+ */
+import type { ImageDigest, Uuid } from '../../model/ids.ts';
+import type { BlockReader, SetIndex, SetName } from '../../pages/index.ts';
+import { type ImageIndexes, imageSetName } from './image-indexes.ts';
+import type { KeptMemory } from './kept-memory.ts';
+
+export interface VmOfSets {
+  id: Uuid;
+  image: ImageDigest;
+}
+
+export class ReferenceSets {
+  readonly #images: ImageIndexes;
+  readonly #kept: KeptMemory;
+
+  constructor(options: { images: ImageIndexes; kept: KeptMemory }) {
+    this.#images = options.images;
+    this.#kept = options.kept;
+  }
+
+  /** What stays behind, for the engine to fill when a VM has left or come. */
+  get kept(): KeptMemory {
+    return this.#kept;
+  }
+
+  /** The sets whose blocks this cloudlet can read, for a destination to offer. */
+  async setsFor(vm: VmOfSets): Promise<SetName[]> {
+    const names: SetName[] = [];
+    if (this.#images.view(vm.image).state === 'ready') names.push(imageSetName(vm.image));
+    const stayed = await this.#kept.setFor(vm.id);
+    if (stayed !== undefined) names.push(stayed);
+    return names;
+  }
+
+  /** The destination's half of a set, by number to block. Undefined: not here, not sound, or not this VM's. */
+  async openBlocks(vm: VmOfSets, name: SetName): Promise<BlockReader | undefined> {
+    if (name === imageSetName(vm.image)) return this.#images.openBlocks(vm.image);
+    return this.#kept.openBlocks(vm.id, name);
+  }
+
+  /** The source's half of a set that the destination offers, by content to number. Undefined as above. */
+  async openIndex(vm: VmOfSets, name: SetName): Promise<SetIndex | undefined> {
+    if (name === imageSetName(vm.image)) return this.#images.openIndex(vm.image);
+    return this.#kept.openIndex(vm.id, name);
+  }
+}
