@@ -80,7 +80,10 @@ export class Cloudlet implements AsyncDisposable {
    * Opens the state, takes over the VMs that run, and is then ready. Errors: `not_initialised`, `state_locked`,
    * `state_too_new`, `invalid_request` for a bad config.
    */
-  static async open({ directory, log = pino({ level: 'warn' }, new LogOutput()) }: OpenOptions): Promise<Cloudlet> {
+  static async open({
+    directory,
+    log = pino({ level: 'warn' }, new LogOutput()),
+  }: OpenOptions): Promise<Cloudlet> {
     const identity = await loadCloudlet(directory);
     const config = await loadConfig(directory);
     const cloudlet = new Cloudlet({ directory, identity, config, log, store: new Store(directory) });
