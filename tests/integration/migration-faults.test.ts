@@ -5,9 +5,11 @@
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { DestinationState } from '../../src/migration/destination-machine.ts';
 import type { SourceState } from '../../src/migration/source-machine.ts';
 import type { MigrationPhase } from '../../src/model/migration.ts';
+import type { Machine } from '../../src/vm/machine.ts';
 import { isAlive } from '../../src/vm/process.ts';
 import { assertNothingLeft, checked, Lab, startCheckers } from './migration-lab.ts';
 
@@ -82,17 +84,46 @@ test('a destination that cannot load the VM rejects it, and the source takes it 
   await checked(again.destination.machine!);
 });
 
-test('a post-copy that the destination cannot load ends with a crashed VM at the source and word of it', async () => {
+test('a post-copy whose destination dies before it has the commit is taken back', async () => {
   await using lab = await Lab.make();
   const machine = await lab.boot(lab.a);
+  await startCheckers(machine);
   const pair = await lab.migration(lab.a, lab.b, machine, { mode: 'postcopy' });
   pair.beforeDelivery = async (message) => {
     if (message.name === 'commit') await pair.destination.machine?.kill();
   };
   await pair.source.start();
+  const state = await pair.source.waitUntilOver();
+  assert.equal(state.name === 'ended' && state.ending.code, 'rejected');
+  await pair.untilDestination('absent');
+  assert.deepEqual(pair.told, []);
+  assert.deepEqual(await machine.status(), { running: true, state: 'running' });
+  await checked(machine);
+  await assertNothingLeft(machine, lab.a);
+});
+
+test('a post-copy that the destination cannot load ends with a crashed VM at the source and word of it', async () => {
+  await using lab = await Lab.make();
+  const machine = await lab.boot(lab.a);
+  const pair = await lab.migration(lab.a, lab.b, machine, { mode: 'postcopy' });
+  const dies = async ({ process: { pid } }: Machine): Promise<void> => {
+    while ((await machine.qmp.execute('query-migrate')).status !== 'postcopy-active') await sleep(5);
+    process.kill(pid, 'SIGKILL');
+  };
+  let isHanging = false;
+  pair.beforeDelivery = async (message) => {
+    if (message.name !== 'committed' || isHanging) return;
+    isHanging = true;
+    const there = pair.destination.machine!;
+    // It takes the last state and never gets to load it.
+    process.kill(there.process.pid, 'SIGSTOP');
+    dies(there).catch((error) => pair.failures.push(error));
+  };
+  await pair.source.start();
   assert.equal((await pair.source.waitUntilOver()).name, 'ended');
   await pair.untilDestination('absent');
   assert.ok(!(await isAlive(machine.process)) && existsSync(lab.a.directory) && !existsSync(lab.b.directory));
+  assert.deepEqual(pair.failures, []);
   assert.match(pair.told.join(), /crashed at the source and can be started from its disk/);
 });
 
