@@ -12,7 +12,7 @@ import { stateFileName } from '../../src/daemon/store/database.ts';
 import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { guestImage } from '../../src/lab/guests.ts';
 import { MiB } from '../../src/model/units.ts';
-import type { Migration, Operation } from '../../src/sdk/client.ts';
+import { type Migration, type Operation, ViperError } from '../../src/sdk/client.ts';
 import { checked, startCheckers } from '../integration/migration-lab.ts';
 import { type Case, type Fault, nameOf } from './cases.ts';
 import { filesIn, qemusOf, tracesInQemu, vcpuTicks } from './outside.ts';
@@ -23,6 +23,7 @@ const holdMs = 2500;
 const slowBps = 8_000_000;
 const memoryBps = 60_000_000;
 const restTimeoutMs = 150_000;
+const agentTimeoutMs = 120_000;
 /** After this long without an answer the operator is told. */
 const attentionTimeoutMs = 45_000;
 
@@ -454,9 +455,20 @@ export class Stage implements AsyncDisposable {
     }
   }
 
+  /** A guest on a busy machine may miss the agent's time, which says nothing of its memory: it is asked again. */
   #guest({ viper }: LabCloudlet): Parameters<typeof checked>[0] {
-    const exec = (body: { argv: string[]; timeoutMs?: number; input?: string }) =>
-      viper.execInGuest({ params: { vm: vmName }, body });
+    const exec = async (body: { argv: string[]; timeoutMs?: number; input?: string }) => {
+      for (const deadline = Date.now() + agentTimeoutMs; ; ) {
+        try {
+          return await viper.execInGuest({ params: { vm: vmName }, body });
+        } catch (error) {
+          const isLate = error instanceof ViperError && ['agent_unavailable', 'timeout'].includes(error.code);
+          // What has an input starts something, perhaps twice.
+          if (!isLate || body.input !== undefined || Date.now() > deadline) throw error;
+          await sleep(500);
+        }
+      }
+    };
     return { agent: { exec } } as unknown as Parameters<typeof checked>[0];
   }
 
