@@ -3,7 +3,7 @@
  * network namespaces, processes in them, one device of the host and one directory, all named after the lab. It is
  * found again by these names, so any process can look at it, change it and take it down, also after its maker died.
  */
-import { mkdir, rm } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { AppError } from '../model/errors.ts';
@@ -32,6 +32,7 @@ import {
   newRecord,
   readRecord,
   readWireSettings,
+  removeDirectory,
   saveRecord,
   saveWireSettings,
 } from './record.ts';
@@ -300,7 +301,7 @@ async function sweep(): Promise<void> {
 async function takeDown(name: string): Promise<boolean> {
   const found = await removeNamed(name);
   const existed = (await readRecord(name).catch(() => undefined)) !== undefined;
-  await rm(directoryOf(name), { recursive: true, force: true });
+  await removeDirectory(name);
   return found || existed;
 }
 

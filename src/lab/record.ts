@@ -3,7 +3,7 @@
  * made it. It is there before anything else is made and goes after everything else, so that a lab whose maker was
  * killed is found and taken away. Where a device is and which processes run is not written down: the kernel knows.
  */
-import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, rmdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { AppError } from '../model/errors.ts';
 import type { ProcessRef } from '../model/vm.ts';
@@ -39,11 +39,10 @@ export async function newRecord(
 /** Makes the lab's directory. Throws `name_taken` if there is one of that name. */
 export async function claimDirectory(record: LabRecord): Promise<void> {
   const { name } = record.spec;
-  await mkdir(labsDirectory(), { recursive: true, mode: 0o700 });
   // It appears with the record in it, so that nobody takes one in the making for one left behind.
   const making = path.join(labsDirectory(), `.${name}.${process.pid}`);
   await rm(making, { recursive: true, force: true });
-  await mkdir(making, { mode: 0o700 });
+  await mkdir(making, { recursive: true, mode: 0o700 });
   try {
     await writeFile(path.join(making, recordName), JSON.stringify(record));
     await rename(making, directoryOf(name));
@@ -71,6 +70,12 @@ export const readRecord = (lab: string): Promise<LabRecord | undefined> =>
 /** Names of labs of this machine, however much of them is there. */
 export const listLabs = async (): Promise<string[]> =>
   (await readdir(labsDirectory()).catch(() => [])).filter((name) => !name.startsWith('.'));
+
+/** Removes the lab's directory, and the one of all labs after the last. */
+export async function removeDirectory(lab: string): Promise<void> {
+  await rm(directoryOf(lab), { recursive: true, force: true });
+  await rmdir(labsDirectory()).catch(() => {});
+}
 
 /** Whether nobody will ever take the lab down: its maker was killed, or the machine started again since. */
 export async function isLeftBehind(record: LabRecord | undefined): Promise<boolean> {

@@ -48,9 +48,9 @@ const name = /^[a-z][a-z0-9]{0,7}$/;
 /** Namespaces of the lab itself, and the words that stand for a device's two links. */
 const taken = ['core', 'cell', 'radio', 'cellular', 'host'];
 
-/** The setting of the thesis: 20 ms and 350 Mbit/s between cloudlets, 100 Mbit/s in their LANs. */
+/** The setting of the thesis: 20 ms and 350 Mbit/s between cloudlets, 2 ms and 100 Mbit/s to a device. */
 const wan: WireSettings = { rttMs: 20, rateBps: 350e6, lossPercent: 0, isCut: false };
-const radio: WireSettings = { rttMs: 0, rateBps: 100e6, lossPercent: 0, isCut: false };
+const radio: WireSettings = { rttMs: 2, rateBps: 100e6, lossPercent: 0, isCut: false };
 const cellular: WireSettings = { rttMs: 60, rateBps: 20e6, lossPercent: 0, isCut: false };
 
 /** With what was left open filled in. Throws `invalid_request` that names the field, its value and what was wanted. */

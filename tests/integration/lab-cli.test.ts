@@ -1,11 +1,13 @@
 /** `viper lab …` as a person types it: one command after the other, each a process of its own. */
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { promisify } from 'node:util';
+import { until } from './lab-vm.ts';
 import { labName, leftOf, processesOf, skip } from './lab-world.ts';
 
 const options = { skip, timeout: 300_000 };
@@ -49,6 +51,19 @@ test('a lab comes up, its daemon is a context, and both go together', options, a
   assert.deepEqual([await leftOf(name), await processesOf(name)], [[], []]);
   assert.doesNotMatch((await viper('context', 'list')).stdout, new RegExp(name));
   assert.deepEqual(await lab('down'), { existed: false });
+});
+
+test('Ctrl-C while it comes up leaves nothing', options, async () => {
+  const env = { ...process.env, VIPER_CONFIG: path.join(home, 'config.json') };
+  const child = spawn(launcher, ['lab', 'up', '--lab', name], { env, stdio: 'ignore' });
+  await until(
+    'a part of it',
+    () => leftOf(name),
+    (parts) => parts.length > 3,
+  );
+  child.kill('SIGINT');
+  assert.deepEqual(await once(child, 'exit'), [130, null]);
+  assert.deepEqual([await leftOf(name), await processesOf(name)], [[], []]);
 });
 
 test('links and devices are changed by later commands, and seen by status', options, async () => {

@@ -76,8 +76,8 @@ test('a cut of the WAN is one for the daemons too, and the host still reaches bo
   );
 });
 
-test('when lab and fleet are disposed, nothing of daemons and guests is left', options, async () => {
-  await fleet[Symbol.asyncDispose]();
-  await lab[Symbol.asyncDispose]();
+test('a lab is taken down with the daemons and guests that run in it', options, async () => {
+  assert.ok((await processesOf(lab.name)).some((line) => line.includes('qemu-system')));
+  assert.equal(await Lab.down(lab.name), true);
   assert.deepEqual([await leftOf(lab.name), await processesOf(lab.name)], [[], []]);
 });

@@ -8,7 +8,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { Lab, LabStatus } from '../../lab/lab.ts';
 import type { WireSettings } from '../../lab/spec.ts';
 import { addContext, contextsFile, readContexts, writeContexts } from '../contexts.ts';
-import { UsageError } from '../failures.ts';
+import { Interrupted, UsageError } from '../failures.ts';
 import { createOutput, formatBitRate, type Output, type OutputOptions } from '../output.ts';
 import { withExample } from '../session.ts';
 import { collect, parseBitRate, parseCount, parseDuration } from '../values.ts';
@@ -61,7 +61,7 @@ export function addLabCommands(program: Command): void {
         .default('mesh'),
     )
     .option('--device <name[@cloudlet]>', 'a device and where it starts; several times (phone@c1)', collect)
-    .option('--radio-rtt <ms>', 'of the devices in their LAN (0)', parseRtt)
+    .option('--radio-rtt <ms>', 'of the devices in their LAN (2)', parseRtt)
     .option('--radio-rate <rate>', 'of the devices in their LAN (100M)', parseRate)
     .option('--cellular', 'every device has a second path, which does not depend on where it is')
     .option('--cellular-rtt <ms>', 'of that path (60)', parseRtt)
@@ -152,8 +152,11 @@ async function up(output: Output, options: UpOptions): Promise<void> {
     radio: wireOf({ rtt: options.radioRtt, rate: options.radioRate }),
     devices,
   };
-  const lab = await Lab.up(wish, { stays: true });
-  if (options.daemons) await startDaemons(lab);
+  const lab = await untilInterrupted(async (signal) => {
+    const made = await Lab.up(wish, { stays: true, signal });
+    if (options.daemons) await startDaemons(made, signal);
+    return made;
+  });
   const status = await lab.status();
   output.show(status, () => {
     showStatus(output, status);
@@ -162,13 +165,29 @@ async function up(output: Output, options: UpOptions): Promise<void> {
   });
 }
 
+/** Ctrl-C ends the work, which takes back what it has made, and then this process. */
+async function untilInterrupted<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const stop = new AbortController();
+  const onInterrupt = () => stop.abort(new Interrupted());
+  process.on('SIGINT', onInterrupt);
+  try {
+    return await work(stop.signal);
+  } catch (error) {
+    stop.signal.throwIfAborted();
+    throw error;
+  } finally {
+    process.removeListener('SIGINT', onInterrupt);
+  }
+}
+
 /** All or nothing: without its daemons the lab is taken down again. */
-async function startDaemons(lab: Lab): Promise<void> {
+async function startDaemons(lab: Lab, signal: AbortSignal): Promise<void> {
   const { LabFleet } = await import('../../lab/fleet.ts');
   try {
     const fleet = await LabFleet.create(lab);
     const file = contextsFile();
     for (const { name } of lab.layout.sites) {
+      signal.throwIfAborted();
       const { url, token, ca } = await fleet.add(name);
       addContext(file, contextOf(lab, name), { url, token, ca });
     }
@@ -176,23 +195,22 @@ async function startDaemons(lab: Lab): Promise<void> {
     await fleet.leave();
   } catch (error) {
     await lab[Symbol.asyncDispose]();
+    forgetContexts(lab);
     throw error;
   }
 }
 
 async function down(output: Output, { lab: name }: LabCommandOptions): Promise<void> {
   const { Lab } = await labRoom();
-  const urls = await Lab.open(name).then(
-    ({ layout }) => layout.sites.map(({ url }) => url),
-    () => [],
-  );
+  const lab = await Lab.open(name).catch(() => undefined);
   const existed = await Lab.down(name);
-  forgetContexts(urls);
+  if (lab) forgetContexts(lab);
   output.show({ existed }, () => output.say(existed ? 'The lab is down.' : 'There was no lab.'));
 }
 
-function forgetContexts(urls: readonly string[]): void {
+function forgetContexts({ layout }: Lab): void {
   const file = contextsFile();
+  const urls = layout.sites.map(({ url }) => url);
   const { current, contexts } = readContexts(file);
   const kept = Object.entries(contexts).filter(([, { url }]) => !urls.includes(url));
   if (kept.length === Object.keys(contexts).length) return;

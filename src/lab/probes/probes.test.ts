@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { connect, createServer } from 'node:net';
+import path from 'node:path';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { probeEcho, serveEcho } from './echo.ts';
@@ -98,6 +100,38 @@ test('a stream is verified to its end and its samples add up', async () => {
   assert.ok(summary.verifiedBytes >= 3_000_000);
   assert.equal(sampled, summary.verifiedBytes);
   assert.equal(summary.brokenBy, undefined);
+});
+
+const python = spawnSync('python3', ['--version']).status === 0;
+test('the servers for guests speak as these do', { skip: python ? false : 'no python3 here' }, async () => {
+  const [echoPort, streamPort] = [await freePort(), await freePort()];
+  const file = path.join(import.meta.dirname, 'servers.py');
+  const server = spawn('python3', [file, String(echoPort), String(streamPort)], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  try {
+    await once(server.stdout, 'data');
+    for (const protocol of ['udp', 'tcp'] as const) {
+      const end = new AbortController();
+      const { received, brokenBy } = await probeEcho({
+        to: { host: '127.0.0.1', port: echoPort },
+        protocol,
+        intervalMs: 2,
+        signal: end.signal,
+        onAnswer: ({ sequence }) => {
+          if (sequence === 3) end.abort();
+        },
+      });
+      assert.ok(received >= 4 && brokenBy === undefined, protocol);
+    }
+    const from = { host: '127.0.0.1', port: streamPort };
+    const { signal } = new AbortController();
+    const summary = await receiveStream({ from, everyMs: 1000, maxBytes: 500_000, signal });
+    assert.ok(summary.verifiedBytes >= 500_000 && summary.brokenBy === undefined, summary.brokenBy);
+  } finally {
+    server.kill();
+    await once(server, 'exit');
+  }
 });
 
 test('a stream that is wrong, or ends too soon, is told as broken', async () => {
