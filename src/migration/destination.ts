@@ -4,11 +4,15 @@
  */
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
 import { rm } from 'node:fs/promises';
+import { createConnection } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { AppError, asAppError } from '../model/errors.ts';
 import type { MigrationOptions, VmToMove } from '../model/migration.ts';
+import type { BlockReader, SetName } from '../pages/index.ts';
 import type { Machine } from '../vm/machine.ts';
+import { DestinationAgent } from './condensed/destination-agent.ts';
+import { GuestMemory } from './condensed/guest-memory.ts';
 import {
   type DestinationEffect,
   type DestinationEvent,
@@ -40,6 +44,9 @@ export interface DestinationSurroundings {
   check: () => Promise<Problem[]>;
   /** Makes the VM's directory, its empty disk on the same image (unless shared) and a QEMU that waits for it. */
   make: () => Promise<Machine>;
+  /** Reference sets that this cloudlet holds, and their blocks. */
+  sets?: () => Promise<SetName[]>;
+  openReader?: (name: SetName) => Promise<BlockReader>;
   /** Removes what `make` made and reserved; QEMU has ended. Nothing there is no error. */
   discard: () => Promise<void>;
   onState?: (state: DestinationState) => void;
@@ -129,7 +136,9 @@ export class DestinationMigration {
    * for memory as were agreed on.
    */
   accept(purpose: SessionPurpose, secret: string, stream: Duplex): void {
-    const most = purpose === 'disk' ? Number(this.#options.storage === 'copied') : 1 + this.#options.channels;
+    const { storage, channels, engine } = this.#options;
+    const memorySessions = engine === 'condensed' ? 1 : 1 + channels;
+    const most = purpose === 'disk' ? Number(storage === 'copied') : memorySessions;
     const isAwaited = this.state.name === 'waiting' || this.#isPaused;
     if (!this.#isTicket(secret) || !isAwaited || this.#sessions[purpose] >= most) {
       throw new AppError('forbidden', `The ticket is not good for a ${purpose} session`, {
@@ -143,9 +152,35 @@ export class DestinationMigration {
     this.#streams.add(stream);
     stream.once('close', () => this.#streams.delete(stream));
     const path = this.#socket(purpose);
-    joinWithQemu(path, stream).catch(() => {
+    const isCondensed = purpose === 'memory' && this.#options.engine === 'condensed';
+    const joined = isCondensed ? this.#rebuild(path, stream) : joinWithQemu(path, stream);
+    joined.catch(() => {
       // QEMU notices by itself, and what becomes of it is watched.
     });
+  }
+
+  /** The destination's agent between link and QEMU. */
+  async #rebuild(path: string, link: Duplex): Promise<void> {
+    const { qmp, process } = this.#machine!;
+    const { sets, openReader } = this.#around;
+    const qemu = createConnection({ path, allowHalfOpen: true });
+    try {
+      const memory = await GuestMemory.open(process.pid, qmp).catch(() => undefined);
+      await using stack = new AsyncDisposableStack();
+      if (memory) stack.use(memory);
+      const agent = new DestinationAgent({
+        link,
+        qemu,
+        memory,
+        sets: (await sets?.()) ?? [],
+        openReader: (name) => openReader!(name),
+      });
+      await agent.run();
+    } catch (error) {
+      qemu.destroy();
+      link.destroy();
+      throw error;
+    }
   }
 
   /** Goes on from the journal after the daemon was away. */
@@ -224,7 +259,8 @@ export class DestinationMigration {
   }
 
   async #make(): Promise<DestinationEvent> {
-    const { storage, mode, channels } = this.#options;
+    const { storage, mode, engine } = this.#options;
+    const channels = engine === 'condensed' ? 0 : this.#options.channels;
     try {
       const machine = await this.#around.make();
       this.#machine = machine;

@@ -17,15 +17,14 @@ export interface Door extends AsyncDisposable {
   readonly sentBytes: number;
 }
 
-/** Listens for QEMU at `path`, and joins each of its connections with a stream of its own from `open`. */
-export async function openDoor(path: string, open: (index: number) => Promise<Duplex>): Promise<Door> {
+/** Listens for QEMU at `path`; each of its connections, still paused, is for `serve`, which resolves at its end. */
+export async function openDoor(path: string, serve: (socket: Socket) => Promise<void>): Promise<Door> {
   const sockets = new Set<Socket>();
   const broken = Promise.withResolvers<never>();
   let isBroken = false;
   broken.promise.catch(() => {
     isBroken = true;
   });
-  let count = 0;
   let pastBytes = 0;
   const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
     sockets.add(socket);
@@ -35,9 +34,7 @@ export async function openDoor(path: string, open: (index: number) => Promise<Du
     });
     // Until the stream is there.
     socket.on('error', () => {});
-    const index = count++;
-    const join = async () => joinStreams(socket, await open(index));
-    join().catch((error) => {
+    serve(socket).catch((error) => {
       socket.destroy();
       broken.reject(error);
     });
@@ -71,7 +68,7 @@ export async function joinWithQemu(path: string, stream: Duplex): Promise<void> 
 }
 
 /** Bytes both ways, each end of data passed on; an error of one ends both. */
-async function joinStreams(a: Duplex, b: Duplex): Promise<void> {
+export async function joinStreams(a: Duplex, b: Duplex): Promise<void> {
   try {
     await Promise.all([pipeline(a, b, { end: true }), pipeline(b, a, { end: true })]);
   } catch (error) {

@@ -44,6 +44,11 @@ export interface MemoryOutOptions {
   channels: number;
   signal: AbortSignal;
   onInfo: (info: MigrationInfo) => void;
+  /**
+   * Post-copy without QEMU's doing: called when it is time for it, after which QEMU is to complete as pre-copy soon.
+   * Without it QEMU does the post-copy.
+   */
+  drain?: () => void;
   /** Runs while the VM stands still, before the last state goes out. */
   whenPaused: () => Promise<void>;
 }
@@ -71,7 +76,8 @@ export async function sendMemory(
       isContinued = true;
     }
     if (info.status === 'completed') return { stoppedByUs };
-    if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
+    if (info.status === 'active' && options.drain && isTimeForPostcopy(mode, rounds)) options.drain();
+    else if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
       // QEMU would let the VM run again if the switch to post-copy failed; a VM that we stopped it leaves alone.
       await qmp.execute('stop', undefined, { signal });
       stoppedByUs = true;
@@ -160,7 +166,7 @@ export async function dropMemoryOut(qmp: QmpConnection, signal: AbortSignal): Pr
 
 async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<void> {
   const { mode, channels } = options;
-  const hasPostcopy = mode !== 'precopy';
+  const hasPostcopy = mode !== 'precopy' && !options.drain;
   await setCapabilities(qmp, [
     'events',
     'pause-before-switchover',

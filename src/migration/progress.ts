@@ -3,6 +3,7 @@
  * writes makes the total grow, and the bar wait.
  */
 import {
+  type EngineStatistics,
   type MigrationPhase,
   type MigrationProgress,
   type MigrationResult,
@@ -30,6 +31,8 @@ export class ProgressTracker {
   #endedAt: number | undefined;
   #wasPostcopy = false;
 
+  #condensed: EngineStatistics | undefined;
+
   /** `diskBytes` as far as known before the mirror counts them; `now` in ms. */
   constructor(
     sizes: { memoryBytes: number; diskBytes: number },
@@ -55,6 +58,11 @@ export class ProgressTracker {
   memory(info: MigrationInfo): void {
     this.#memory = info;
     this.#measure();
+  }
+
+  condensed(statistics: EngineStatistics): void {
+    this.#condensed = statistics;
+    if (statistics.postcopyPages > 0) this.#wasPostcopy = true;
   }
 
   /** QEMU itself said that it is in post-copy: one that was asked for may end as pre-copy all the same. */
@@ -95,7 +103,8 @@ export class ProgressTracker {
   get result(): MigrationResult {
     const { ram, ...info } = this.#memory;
     const totalMs = (this.#endedAt ?? this.#now()) - this.#startedAt;
-    const memoryBytes = ram?.transferred ?? 0;
+    const condensed = this.#condensed;
+    const memoryBytes = condensed?.wireBytes ?? ram?.transferred ?? 0;
     return {
       totalMs,
       ...(this.#pausedAt !== undefined &&
@@ -109,8 +118,9 @@ export class ProgressTracker {
       dirtyBps: this.#dirtyBps(),
       rateBps: Math.round(((memoryBytes + this.#disk.doneBytes) * 8000) / Math.max(1, totalMs)),
       throttlePercent: info['cpu-throttle-percentage'] ?? 0,
-      pageRequests: ram?.['postcopy-requests'] ?? 0,
+      pageRequests: condensed?.requestedPages ?? ram?.['postcopy-requests'] ?? 0,
       finishedAs: this.#wasPostcopy ? 'postcopy' : 'precopy',
+      ...(condensed && { condensed }),
     };
   }
 

@@ -13,9 +13,13 @@ import type {
   MigrationResult,
   VmToMove,
 } from '../model/migration.ts';
+import type { SetIndex, SetName } from '../pages/index.ts';
 import { delay, type MigrationStatus, type QmpConnection, type QmpEvent } from '../qmp/index.ts';
 import type { Machine } from '../vm/machine.ts';
-import { type Door, openDoor } from './doors.ts';
+import { GuestMemory } from './condensed/guest-memory.ts';
+import { SourceAgent, type SourceAgentOptions } from './condensed/source-agent.ts';
+import { noStatistics } from './condensed/statistics.ts';
+import { type Door, joinStreams, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
 import {
   dropMemoryOut,
@@ -45,6 +49,8 @@ export interface SourceSurroundings {
   send: (message: ToDestination) => Promise<void>;
   /** Opens a session to the destination by its ticket. */
   openSession: (purpose: SessionPurpose, ticket: Ticket, signal: AbortSignal) => Promise<Duplex>;
+  /** The index of a reference set that the destination holds; `undefined` when it is not known here. */
+  openIndex?: (name: SetName) => Promise<SetIndex | undefined>;
   /** Removes the VM from this cloudlet, its files first of all; its QEMU has ended. Gone already is no error. */
   discard: () => Promise<void>;
   onState?: (state: SourceState) => void;
@@ -77,6 +83,7 @@ export class SourceMigration {
   readonly #unsubscribe: () => void;
   #options: MigrationOptions;
   #doors: Door[] = [];
+  #agent: SourceAgent | undefined;
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
   #isRecovering = false;
   /** Of the ticket by which post-copy went on last. */
@@ -160,7 +167,7 @@ export class SourceMigration {
   async setLimits(limits: MigrationLimits): Promise<void> {
     this.#options = { ...this.#options, limits };
     if (!this.#machine || !this.#copy) return;
-    await setLimits(this.#machine.qmp, limits);
+    await setLimits(this.#machine.qmp, this.#limitsOfQemu());
     await setMirrorSpeed(this.#machine.qmp, mirrorSpeed(limits));
   }
 
@@ -269,13 +276,18 @@ export class SourceMigration {
   async #copyAll(ticket: Ticket, signal: AbortSignal): Promise<void> {
     const { qmp } = this.#machine!;
     const { mode, storage, channels } = this.#options;
-    const limits = () => this.#options.limits;
+    const isCondensed = this.#isCondensed;
+    const limits = () => this.#limitsOfQemu();
     const isCopied = storage === 'copied';
     const broken = Promise.withResolvers<never>();
     broken.promise.catch(() => {});
     const door = async (purpose: SessionPurpose): Promise<string> => {
       const path = this.#socket(purpose);
-      const opened = await openDoor(path, () => this.#around.openSession(purpose, ticket, signal));
+      const opened = await openDoor(path, async (socket) => {
+        const session = await this.#around.openSession(purpose, ticket, signal);
+        if (purpose === 'memory' && isCondensed) await this.#condense(session, socket);
+        else await joinStreams(socket, session);
+      });
       this.#doors.push(opened);
       // QEMU's own error follows; this one says why.
       opened.broken.catch(broken.reject);
@@ -286,11 +298,11 @@ export class SourceMigration {
       const socketPath = await door('disk');
       await startMirror(qmp, {
         socketPath,
-        speedBytesPerSecond: mirrorSpeed(limits()),
+        speedBytesPerSecond: mirrorSpeed(this.#options.limits),
         wholeDisk: this.#vm.wholeDisk === true,
       });
       // They may have been changed while there was no job to tell.
-      await setMirrorSpeed(qmp, mirrorSpeed(limits()));
+      await setMirrorSpeed(qmp, mirrorSpeed(this.#options.limits));
       await waitUntilMirrored(qmp, {
         signal,
         onProgress: (progress) => {
@@ -304,10 +316,12 @@ export class SourceMigration {
       socketPath: await door('memory'),
       mode,
       limits,
-      channels,
+      channels: isCondensed ? 0 : channels,
       signal,
+      ...(isCondensed && { drain: () => this.#agent?.drain() }),
       onInfo: (info) => {
         this.#tracker.memory(info);
+        if (this.#agent) this.#tracker.condensed(this.#agent.statistics);
         this.#report();
       },
       whenPaused: async () => {
@@ -395,15 +409,62 @@ export class SourceMigration {
     const signal = AbortSignal.timeout(undoTimeoutMs);
     try {
       await this.#closeDoors();
+      if (this.#isCondensed) {
+        this.#condense(await this.#around.openSession('memory', ticket, signal)).catch(() => {
+          // The destination notices, and asks again.
+        });
+        return;
+      }
       const socketPath = this.#socket('memory');
-      this.#doors.push(await openDoor(socketPath, () => this.#around.openSession('memory', ticket, signal)));
+      const serve = async (socket: Duplex) =>
+        joinStreams(socket, await this.#around.openSession('memory', ticket, signal));
+      this.#doors.push(await openDoor(socketPath, serve));
       await resumePostcopy(machine.qmp, { socketPath, signal });
     } finally {
       this.#isRecovering = false;
     }
   }
 
+  get #isCondensed(): boolean {
+    return this.#options.engine === 'condensed';
+  }
+
+  /** What QEMU writes is not what the link carries, so the rate is held at the link. */
+  #limitsOfQemu(): MigrationLimits {
+    const { bandwidthBps, ...others } = this.#options.limits;
+    return this.#isCondensed || bandwidthBps === undefined ? others : this.#options.limits;
+  }
+
+  /** Without `qemu` a post-copy goes on, out of the memory alone. Resolves when the destination has everything. */
+  async #condense(link: Duplex, qemu?: Duplex): Promise<void> {
+    const { process, qmp } = this.#machine!;
+    const statistics = noStatistics();
+    const { mode } = this.#options;
+    const options: SourceAgentOptions = {
+      link,
+      qemu,
+      memory: await GuestMemory.open(process.pid, qmp).catch((error) => {
+        statistics.fallback = asAppError(error).message;
+        return undefined;
+      }),
+      mode: !qemu ? 'resume' : mode === 'precopy' ? 'precopy' : 'postcopy',
+      drainAtOnce: mode === 'postcopy',
+      openIndex: (name) => this.#around.openIndex?.(name) ?? Promise.resolve(undefined),
+      limitBps: () => this.#options.limits.bandwidthBps,
+      statistics,
+    };
+    const agent = new SourceAgent(options);
+    this.#agent = agent;
+    try {
+      await agent.run();
+    } finally {
+      this.#tracker.condensed(agent.statistics);
+      await options.memory?.[Symbol.asyncDispose]();
+    }
+  }
+
   async #leave(): Promise<void> {
+    if (this.#agent) this.#tracker.condensed(this.#agent.statistics);
     if (this.#machine) {
       const { qmp } = this.#machine;
       await qmp.execute('query-migrate').then(

@@ -7,6 +7,13 @@ import type { VmSpec } from './vm.ts';
 export const migrationModes = ['precopy', 'postcopy', 'hybrid', 'auto'] as const;
 export type MigrationMode = (typeof migrationModes)[number];
 
+/**
+ * How memory travels. `direct`: from QEMU to QEMU as it is. `condensed`: through agents that send only what the other
+ * side cannot already know.
+ */
+export const migrationEngines = ['direct', 'condensed'] as const;
+export type MigrationEngine = (typeof migrationEngines)[number];
+
 /** In the order in which a migration passes them; `postcopy` only where it has one. */
 export const migrationPhases = [
   'preflight',
@@ -31,6 +38,8 @@ export interface MigrationLimits {
 
 export interface MigrationOptions {
   mode: MigrationMode;
+  /** Missing in records of older daemons, and then `direct`. */
+  engine?: MigrationEngine;
   /** `shared`: both sides open the same disk; `copied`: the destination gets a disk of its own. */
   storage: 'shared' | 'copied';
   limits: MigrationLimits;
@@ -58,6 +67,25 @@ export interface MigrationProgress {
   forecastDowntimeMs?: number;
 }
 
+/** What the condensed engine did, as its source counts it. */
+export interface EngineStatistics {
+  /** Pages by what was sent for them. `unchanged`: the guest wrote what was there, so nothing was. */
+  pages: { zero: number; literal: number; set: number; copy: number; delta: number; unchanged: number };
+  /** Content that went in, zero pages left out; and all that went over the link. */
+  guestBytes: number;
+  wireBytes: number;
+  /** Pages that the destination could not make out of what was sent, and asked for again. */
+  repairedPages: number;
+  /** Pages that the guest asked for in post-copy. */
+  requestedPages: number;
+  /** Pages that were missing when the guest went over. */
+  postcopyPages: number;
+  /** Time of the source's threads by what they did. */
+  cpuMs: { digest: number; lookup: number; encode: number; compress: number; read: number };
+  /** Why the stream went over as it was. */
+  fallback?: string;
+}
+
 /** What was measured, when it is over. */
 export interface MigrationResult {
   /** From the request to: destination complete, source released. */
@@ -78,6 +106,7 @@ export interface MigrationResult {
   /** Post-copy only: page faults that went over the link. */
   pageRequests: number;
   finishedAs: 'precopy' | 'postcopy';
+  condensed?: EngineStatistics;
 }
 
 /** Why a migration did not move the VM. The VM is where it was. */

@@ -261,6 +261,8 @@ export interface QmpCommands {
   'object-add': Command<QemuOptions & { 'qom-type': string; id: string }, Done>;
   'object-del': Command<{ id: string }, Done>;
   pmemsave: Command<{ val: number; size: number; filename: string }, Done>;
+  /** The answer is text for humans; only for what QMP itself does not tell. */
+  'human-monitor-command': Command<{ 'command-line': string }, string>;
   'qom-get': Command<{ path: string; property: string }, unknown>;
   'qom-list': Command<{ path: string }, { name: string; type: string }[]>;
   'query-balloon': Command<None, { actual: number }>;

@@ -1,0 +1,286 @@
+/**
+ * Stands at the destination between the link and QEMU, and writes the stream that this QEMU needs: an ordinary
+ * pre-copy, or a post-copy that the source QEMU knows nothing of.
+ *
+ *   filling   pages as they come
+ *   whole     (pre-copy) the tail is here and no page is missing: QEMU gets it, and its stream ends
+ *   lacking   (post-copy) QEMU got the devices while pages are missing. Each is written exactly once, for QEMU takes a
+ *             second one amiss; one that it asks for is asked for at the source
+ *
+ * A page that could not be made out of a batch is missing too: it is asked for again, whole. In pre-copy the tail
+ * waits for it; in post-copy nothing waits.
+ */
+import type { Duplex } from 'node:stream';
+import { promisify } from 'node:util';
+import { zstdCompress, zstdDecompress } from 'node:zlib';
+import type { BlockReader, SetName } from '../../pages/index.ts';
+import {
+  AnswerParser,
+  askReceivedBitmap,
+  type BlockTable,
+  devicesOf,
+  discard,
+  eof,
+  openReturnPath,
+  pageBytes,
+  ping,
+  postcopyAdvise,
+  postcopyPackage,
+  postcopyResume,
+  startSection,
+} from '../../stream/index.ts';
+import { framesOf } from './frame-stream.ts';
+import { agentError, encodeFrame, encodeJson, frame, maxFrameBytes, protocolVersion } from './frames.ts';
+import type { GuestMemory } from './guest-memory.ts';
+import { type Hello, parseHello, parseLayout } from './handshake.ts';
+import { PageFeed } from './page-feed.ts';
+import { PageSet } from './page-set.ts';
+import { type PageRun, Rebuilder } from './rebuilder.ts';
+
+const compress = promisify(zstdCompress);
+const decompress = promisify(zstdDecompress);
+
+/** The ping behind the devices: its answer says that they are loaded. */
+const lastPing = 3;
+
+export interface DestinationAgentOptions {
+  /** A socket on which QEMU listens. */
+  qemu: Duplex;
+  link: Duplex;
+  /** `undefined` when it cannot be read: then the source refers to nothing that this QEMU has got. */
+  memory: GuestMemory | undefined;
+  /** Reference sets that this cloudlet holds. */
+  sets: readonly SetName[];
+  /** They are the agent's to dispose of. */
+  openReader: (name: SetName) => Promise<BlockReader>;
+}
+
+export class DestinationAgent {
+  readonly #options: DestinationAgentOptions;
+  readonly #readers: BlockReader[] = [];
+  #hello: Hello | undefined;
+  #opening: Buffer | undefined;
+  #table: BlockTable | undefined;
+  #feed: PageFeed | undefined;
+  #rebuilder: Rebuilder | undefined;
+  #answers: AnswerParser | undefined;
+  #state: 'filling' | 'lacking' | 'done' = 'filling';
+  /** Filling: what must come again. Lacking: what is yet to come. */
+  #missing = new PageSet(0);
+  #asked = new PageSet(0);
+  #tail: Buffer | undefined;
+  /** The block of QEMU's last request. */
+  #block = -1;
+  /** While a post-copy is resumed: QEMU's bitmaps, and its word that it goes on. */
+  #bitmaps: ((block: number, bits: Buffer) => void) | undefined;
+  #acknowledged: (() => void) | undefined;
+
+  constructor(options: DestinationAgentOptions) {
+    this.#options = options;
+  }
+
+  /** Resolves when QEMU has got all that it needs. Whatever breaks it, link and socket are destroyed. */
+  async run(): Promise<void> {
+    const { link, qemu } = this.#options;
+    const broken = Promise.withResolvers<never>();
+    broken.promise.catch(() => {});
+    qemu.on('error', broken.reject);
+    qemu.on('close', () => {
+      if (this.#state !== 'done') broken.reject(new Error('QEMU closed its stream'));
+    });
+    qemu.on('data', (bytes: Buffer) => {
+      try {
+        this.#answer(bytes);
+      } catch (error) {
+        broken.reject(error);
+      }
+    });
+    try {
+      await Promise.race([this.#run(), broken.promise]);
+      qemu.end();
+    } catch (error) {
+      link.destroy();
+      qemu.destroy();
+      throw error;
+    } finally {
+      for (const reader of this.#readers) await reader[Symbol.asyncDispose]();
+    }
+  }
+
+  async #run(): Promise<void> {
+    const { link, sets, memory } = this.#options;
+    link.write(encodeJson(frame.offer, { version: protocolVersion, sets, reads: memory !== undefined }));
+    for await (const { type, body } of framesOf(link)) {
+      if (this.#state === 'done') continue;
+      if (type === frame.hello && !this.#hello) await this.#open(parseHello(body));
+      else if (!this.#hello) throw agentError(`a frame of type ${type} before its hello`);
+      else if (type === frame.rest && !this.#table) await this.#rest(body);
+      else if (type === frame.opening && !this.#opening) this.#opening = Buffer.from(body);
+      else if (type === frame.blocks && !this.#table) await this.#begin(body);
+      else if (!this.#table || !this.#feed) throw agentError(`a frame of type ${type} before its blocks`);
+      else if (type === frame.batch) await this.#take(body);
+      else if (type === frame.command && !this.#tail) await this.#feed.between(Buffer.from(body));
+      else if (type === frame.tail && !this.#tail) await this.#takeTail(body);
+      else throw agentError(`a frame of type ${type} out of place`);
+    }
+    if (this.#state !== 'done' && !this.#isPlain) throw agentError('its end before the stream was whole');
+  }
+  #isPlain = false;
+
+  async #open(hello: Hello): Promise<void> {
+    const { sets, openReader } = this.#options;
+    this.#hello = hello;
+    for (const name of hello.sets) {
+      if (!sets.includes(name)) throw agentError(`a set that was not offered: ${name}`);
+      this.#readers.push(await openReader(name));
+    }
+  }
+
+  /** A stream that the source does not understand goes to QEMU as it is. */
+  async #rest(body: Buffer): Promise<void> {
+    this.#isPlain = true;
+    const { qemu } = this.#options;
+    const bytes = Buffer.from(body);
+    await new Promise<void>((resolve, reject) => {
+      qemu.write(bytes, (error) => (error ? reject(error) : resolve()));
+    });
+  }
+
+  async #begin(body: Buffer): Promise<void> {
+    const { sectionId, table } = parseLayout(body);
+    const { qemu } = this.#options;
+    const { mode } = this.#hello!;
+    const memory = this.#options.memory;
+    memory?.use(table);
+    this.#table = table;
+    this.#missing = new PageSet(table.pages);
+    this.#asked = new PageSet(table.pages);
+    this.#answers = new AnswerParser(Math.max(...table.blocks.map(({ pages }) => pages)));
+    this.#rebuilder = new Rebuilder({ pages: table.pages, sets: this.#readers, memory });
+    this.#feed = new PageFeed(qemu, sectionId, table);
+    if (mode === 'resume') return this.#resume(table);
+    if (!this.#opening) throw agentError('blocks before the opening');
+    await this.#feed.write(this.#opening);
+    if (mode === 'postcopy')
+      await this.#feed.write(Buffer.concat([openReturnPath(), ping(1), postcopyAdvise()]));
+    await this.#feed.write(startSection(sectionId, table));
+  }
+
+  async #take(body: Buffer): Promise<void> {
+    const { runs, missed } = await this.#rebuilder!.rebuild(body);
+    if (this.#state === 'filling') {
+      for (const { page, count } of runs)
+        for (let each = page; each < page + count; each++) this.#missing.delete(each);
+      await this.#feed!.pages(runs);
+      for (const page of missed) this.#missing.add(page);
+    } else {
+      await this.#feed!.pages(this.#onlyMissing(runs));
+    }
+    if (missed.length > 0) this.#ask(missed, true);
+    await this.#perhapsFinish();
+  }
+
+  /** Each page once. */
+  #onlyMissing(runs: readonly PageRun[]): PageRun[] {
+    const wanted: PageRun[] = [];
+    for (const { page, count, content } of runs)
+      for (const [first, some] of this.#missing.runs(page, page + count)) {
+        const from = (first - page) * pageBytes;
+        wanted.push({ page: first, count: some, content: content?.subarray(from, from + some * pageBytes) });
+        for (let each = first; each < first + some; each++) this.#missing.delete(each);
+      }
+    return wanted;
+  }
+
+  async #takeTail(body: Buffer): Promise<void> {
+    if (body.length < 8) throw agentError('a tail without sizes');
+    const tailBytes = body.readUInt32BE(0);
+    const pendingBytes = body.readUInt32BE(4);
+    const wanted = Math.ceil(this.#table!.pages / 32) * 4;
+    if (tailBytes > maxFrameBytes || (pendingBytes !== 0 && pendingBytes !== wanted))
+      throw agentError(`a tail of ${tailBytes} bytes with ${pendingBytes} of pending pages`);
+    const bytes = await decompress(body.subarray(8), { maxOutputLength: tailBytes + pendingBytes + 1 });
+    if (bytes.length !== tailBytes + pendingBytes) throw agentError('a tail of another size');
+    this.#tail = bytes.subarray(0, tailBytes);
+    if (pendingBytes > 0)
+      this.#missing.addAll(PageSet.fromBytes(this.#table!.pages, bytes.subarray(tailBytes)));
+    if (this.#hello!.mode === 'postcopy' && this.#missing.size > 0) await this.#switch(this.#tail);
+    await this.#perhapsFinish();
+  }
+
+  /** The guest can run from here on. */
+  async #switch(tail: Buffer): Promise<void> {
+    const discards = this.#table!.blocks.flatMap(({ name, firstPage, pages }) => {
+      const runs = this.#missing.runs(firstPage, firstPage + pages);
+      return discard(
+        name,
+        runs.map(([first, count]) => [first - firstPage, count]),
+      );
+    });
+    const devices = postcopyPackage(devicesOf(tail), lastPing);
+    this.#state = 'lacking';
+    await this.#feed!.between(Buffer.concat([...discards, ping(2), devices]));
+  }
+
+  async #perhapsFinish(): Promise<void> {
+    const isOver = this.#missing.size === 0 && (this.#state === 'lacking' || this.#tail !== undefined);
+    if (!isOver) return;
+    const feed = this.#feed!;
+    await feed.end();
+    await feed.write(this.#state === 'lacking' ? eof() : this.#tail!);
+    this.#state = 'done';
+    this.#options.link.end();
+  }
+
+  /** What QEMU says: page faults of the guest, mostly. */
+  #answer(bytes: Buffer): void {
+    for (const answer of this.#answers?.push(bytes) ?? []) {
+      if (answer.name === 'request-pages') this.#request(answer);
+      if (answer.name === 'resume-ack') this.#acknowledged?.();
+      if (answer.name === 'received-bitmap')
+        this.#bitmaps?.(this.#table!.indexOf(answer.blockName), answer.bits);
+    }
+  }
+
+  #request({ blockName, startByte, bytes }: { blockName?: string; startByte: number; bytes: number }): void {
+    if (blockName !== undefined) this.#block = this.#table!.indexOf(blockName);
+    const block = this.#table!.blocks[this.#block];
+    if (!block) throw agentError(`a request for pages of the unknown block ${blockName}`);
+    const first = block.firstPage + Math.floor(startByte / pageBytes);
+    const end = Math.min(first + Math.ceil(bytes / pageBytes), block.firstPage + block.pages);
+    const wanted: number[] = [];
+    for (let page = first; page < end; page++)
+      if (this.#missing.has(page) && this.#asked.add(page)) wanted.push(page);
+    if (wanted.length > 0) this.#ask(wanted, false);
+  }
+
+  #ask(pages: readonly number[], plain: boolean): void {
+    const body = Buffer.alloc(1 + pages.length * 4);
+    body[0] = Number(plain);
+    for (const [index, page] of pages.entries()) body.writeUInt32BE(page, 1 + index * 4);
+    this.#options.link.write(encodeFrame(frame.want, body));
+  }
+
+  /** A post-copy goes on: QEMU says what it has, and the source is told what it lacks. */
+  async #resume(table: BlockTable): Promise<void> {
+    const missing = this.#missing;
+    for (const [index, { name, firstPage, pages }] of table.blocks.entries()) {
+      const { promise, resolve } = Promise.withResolvers<Buffer>();
+      this.#bitmaps = (block, bits) => {
+        if (block === index) resolve(bits);
+      };
+      await this.#feed!.between(askReceivedBitmap(name));
+      const bits = await promise;
+      for (let page = 0; page < pages; page++)
+        if (!(bits[page >>> 3]! & (1 << (page & 7)))) missing.add(firstPage + page);
+    }
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#acknowledged = resolve;
+    await this.#feed!.between(postcopyResume());
+    await promise;
+    this.#state = 'lacking';
+    const { link } = this.#options;
+    link.write(encodeFrame(frame.missing, await compress(missing.toBytes())));
+    await this.#perhapsFinish();
+  }
+}

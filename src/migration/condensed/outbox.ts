@@ -1,0 +1,100 @@
+/**
+ * Frames on their way to the link: in order, though some are still being compressed, and few of them, so that what is
+ * urgent or last does not stand behind much else. Measures how fast the link takes them.
+ */
+import type { Writable } from 'node:stream';
+import { delay } from '../../qmp/index.ts';
+
+/** So many frames may be under way; more only make the queue longer. */
+const mostFrames = 4;
+const smoothing = 0.2;
+
+export interface OutboxOptions {
+  link: Writable;
+  signal: AbortSignal;
+  /** Bits per second, as wanted now; `undefined` for no limit. */
+  limitBps: () => number | undefined;
+}
+
+export class Outbox {
+  readonly #options: OutboxOptions;
+  readonly #waiting: (() => void)[] = [];
+  readonly #failed = Promise.withResolvers<never>();
+  #frames = 0;
+  #tail: Promise<void> = Promise.resolve();
+  /** Bytes per second while there was something to send. */
+  #speed: number | undefined;
+  sentBytes = 0;
+
+  constructor(options: OutboxOptions) {
+    this.#options = options;
+    this.#failed.promise.catch(() => {});
+    const fail = () => this.#failed.reject(new Error('The link is closed'));
+    if (options.signal.aborted) fail();
+    options.signal.addEventListener('abort', fail, { once: true });
+  }
+
+  get hasRoom(): boolean {
+    return this.#frames < mostFrames;
+  }
+
+  get isIdle(): boolean {
+    return this.#frames === 0;
+  }
+
+  get speed(): number | undefined {
+    return this.#speed;
+  }
+
+  /** Rejects when something could not be sent, or at the end. */
+  get failed(): Promise<never> {
+    return this.#failed.promise;
+  }
+
+  send(frame: Buffer | Promise<Buffer>): void {
+    this.#frames += 1;
+    // Waited for in its turn.
+    if (frame instanceof Promise) frame.catch(() => {});
+    this.#tail = this.#tail
+      .then(async () => this.#write(await frame))
+      .catch((error) => this.#failed.reject(error))
+      .finally(() => {
+        this.#frames -= 1;
+        for (const wake of this.#waiting.splice(0)) wake();
+      });
+  }
+
+  /** Resolves when a frame may be added, or with `frames` the number that may still be under way. */
+  async room(frames = mostFrames - 1): Promise<void> {
+    while (this.#frames > frames) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#waiting.push(resolve);
+      await Promise.race([promise, this.#failed.promise]);
+    }
+  }
+
+  /** Calls back once, when there is room again. */
+  onRoom(callback: () => void): void {
+    this.#waiting.push(callback);
+  }
+
+  async #write(frame: Buffer): Promise<void> {
+    const { link, signal, limitBps } = this.#options;
+    const startedAt = performance.now();
+    await Promise.race([
+      new Promise<void>((resolve, reject) =>
+        link.write(frame, (error) => (error ? reject(error) : resolve())),
+      ),
+      this.#failed.promise,
+    ]);
+    this.sentBytes += frame.length;
+    const limit = limitBps();
+    const dueMs = limit === undefined ? 0 : (frame.length * 8000) / limit;
+    const tookMs = performance.now() - startedAt;
+    if (dueMs > tookMs + 1) await delay(dueMs - tookMs, signal);
+    const speed = (frame.length * 1000) / Math.max(0.05, performance.now() - startedAt);
+    // Small frames vanish in buffers, and say nothing.
+    if (frame.length > 32_768)
+      this.#speed = this.#speed === undefined ? speed : this.#speed * (1 - smoothing) + speed * smoothing;
+  }
+}
