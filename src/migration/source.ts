@@ -84,6 +84,7 @@ export class SourceMigration {
   #options: MigrationOptions;
   #doors: Door[] = [];
   #agent: SourceAgent | undefined;
+  #agentLink: Duplex | undefined;
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
   #isRecovering = false;
   /** Of the ticket by which post-copy went on last. */
@@ -403,7 +404,10 @@ export class SourceMigration {
     const machine = this.#machine;
     if (!machine || this.state.name !== 'serving' || this.#isRecovering) return;
     // The wish may have been repeated before its session arrived, which another one would break.
-    if (ticket.secret === this.#recoverySecret && this.#memoryDoor && !this.#memoryDoor.isBroken) return;
+    const isServing = this.#isCondensed
+      ? this.#agentLink?.destroyed === false
+      : this.#memoryDoor && !this.#memoryDoor.isBroken;
+    if (ticket.secret === this.#recoverySecret && isServing) return;
     this.#isRecovering = true;
     this.#recoverySecret = ticket.secret;
     const signal = AbortSignal.timeout(undoTimeoutMs);
@@ -455,6 +459,7 @@ export class SourceMigration {
     };
     const agent = new SourceAgent(options);
     this.#agent = agent;
+    this.#agentLink = link;
     try {
       await agent.run();
     } finally {
@@ -480,6 +485,7 @@ export class SourceMigration {
 
   async #closeDoors(): Promise<void> {
     for (const door of this.#doors.splice(0)) await door[Symbol.asyncDispose]();
+    this.#agentLink?.destroy();
   }
 
   #socket(purpose: SessionPurpose): string {

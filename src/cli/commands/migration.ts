@@ -134,6 +134,14 @@ function limitsOf({ options: { limits } }: Migration): string {
   ].join(', ');
 }
 
+/** What is nested stands under the names of both. */
+function resultFacts(prefix: string, result: object): [string, string][] {
+  return Object.entries(result).flatMap(([name, value]): [string, string][] => {
+    if (typeof value === 'object') return resultFacts(`${prefix} ${name}`, value);
+    return [[`${prefix} ${name}`, typeof value === 'number' ? withUnit(name, value) : String(value)]];
+  });
+}
+
 function factsOf(migration: Migration): [string, string | undefined][] {
   const { vm, options, progress, result, failure, over } = migration;
   return [
@@ -141,6 +149,7 @@ function factsOf(migration: Migration): [string, string | undefined][] {
     ['VM', `${vm.name} ${vm.id}`],
     ['Way', wayOf(migration)],
     ['Mode', options.mode],
+    ['Engine', options.engine],
     ['Limits', limitsOf(migration)],
     ['State', paintState(migration.state)],
     ['Progress', over ? undefined : progress && progressText(progress)],
@@ -151,10 +160,7 @@ function factsOf(migration: Migration): [string, string | undefined][] {
         : formatDuration(progress.forecastDowntimeMs),
     ],
     ['Failure', failure && `${failure.code}: ${failure.message}`],
-    ...Object.entries(result ?? {}).map(([name, value]): [string, string] => [
-      `Result ${name}`,
-      typeof value === 'number' ? withUnit(name, value) : String(value),
-    ]),
+    ...resultFacts('Result', result ?? {}),
     ['Begun', formatTime(migration.createdAt)],
     ['Ended', formatTime(migration.finishedAt)],
   ];

@@ -1,6 +1,6 @@
 /** `viper vm migrate` and `viper vm claim`: a VM moves, or its owner is settled by hand. */
 import { type Command, Option } from 'commander';
-import { migrationModes } from '../../model/migration.ts';
+import { migrationEngines, migrationModes } from '../../model/migration.ts';
 import { formatBytes } from '../../model/units.ts';
 import { type MigrateVm, type MigrationPlan, ViperError } from '../../sdk/client.ts';
 import { UsageError } from '../failures.ts';
@@ -17,6 +17,7 @@ interface MigrateOptions extends LongWorkOptions {
   mode?: (typeof migrationModes)[number];
   storage?: (typeof storages)[number];
   channels?: number;
+  engine?: (typeof migrationEngines)[number];
   downtime?: number;
   bandwidth?: number;
   autoConverge?: true;
@@ -37,6 +38,11 @@ export function addVmMigrateCommands(vm: Command): void {
       new Option('--mode <mode>', 'auto: pre-copy while it gains on the guest, else post-copy')
         .choices(migrationModes)
         .default('precopy'),
+    )
+    .addOption(
+      new Option('--engine <engine>', 'condensed: send only what the other side cannot know').choices(
+        migrationEngines,
+      ),
     )
     .addOption(
       new Option(
@@ -83,7 +89,7 @@ const dangerOfClaim = (name: string): string =>
 
 async function migrate(session: Session, name: string, options: MigrateOptions): Promise<void> {
   const { viper, output, signal } = session;
-  const { to, mode, storage, channels, downtime, bandwidth, autoConverge } = options;
+  const { to, mode, storage, channels, engine, downtime, bandwidth, autoConverge } = options;
   const limits: NonNullable<MigrateVm['limits']> = {
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),
     ...(bandwidth === undefined ? {} : { bandwidthBps: bandwidth }),
@@ -94,6 +100,7 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
     ...(mode ? { mode } : {}),
     ...(storage ? { storage } : {}),
     ...(channels === undefined ? {} : { channels }),
+    ...(engine ? { engine } : {}),
     ...(Object.keys(limits).length > 0 ? { limits } : {}),
   };
   if (options.dryRun) {

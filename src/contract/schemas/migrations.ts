@@ -1,6 +1,6 @@
 /** Migrations: what is asked for, what two daemons say to each other, how far it is and what it came to. */
 import { Type } from 'typebox';
-import { migrationModes, migrationPhases } from '../../model/migration.ts';
+import { migrationEngines, migrationModes, migrationPhases } from '../../model/migration.ts';
 import { Body, Bytes, Digest, Exact, Name, OneOf, Page, Time, Uuid } from './basics.ts';
 import { VmSpec } from './vms.ts';
 
@@ -18,6 +18,12 @@ export const Limits = Exact({
 });
 export const MigrationOptions = Exact({
   mode: OneOf(migrationModes, '`auto`: pre-copy while rounds shrink the work, post-copy when they do not.'),
+  engine: Type.Optional(
+    OneOf(
+      migrationEngines,
+      'How memory travels: as QEMU writes it, or without what the other side can know.',
+    ),
+  ),
   storage: OneOf(['shared', 'copied']),
   limits: Limits,
   channels: Type.Integer({ minimum: 0, maximum: 16 }),
@@ -42,6 +48,7 @@ export const MigrateVm = Body(
         description: 'Parallel streams of memory besides the main one; `precopy` only.',
       }),
     ),
+    engine: Type.Optional(OneOf(migrationEngines)),
     limits: Type.Optional(
       Exact({
         downtimeMs: Type.Optional(Limits.properties.downtimeMs),
@@ -121,6 +128,31 @@ export const MigrationProgress = Exact({
   etaMs: Type.Optional(Type.Number()),
   forecastDowntimeMs: Type.Optional(Type.Number()),
 });
+const Count = Type.Integer({ minimum: 0 });
+/** What the condensed engine did, as its source counts it; see model/migration.ts. */
+const EngineStatistics = Exact({
+  pages: Exact({
+    zero: Count,
+    literal: Count,
+    set: Count,
+    copy: Count,
+    delta: Count,
+    unchanged: Count,
+  }),
+  guestBytes: Bytes,
+  wireBytes: Bytes,
+  repairedPages: Count,
+  requestedPages: Count,
+  postcopyPages: Count,
+  cpuMs: Exact({
+    digest: Type.Number(),
+    lookup: Type.Number(),
+    encode: Type.Number(),
+    compress: Type.Number(),
+    read: Type.Number(),
+  }),
+  fallback: Type.Optional(Type.String({ description: 'Why it could do less than it can.' })),
+});
 export const MigrationResult = Exact({
   totalMs: Type.Number(),
   downtimeMs: Type.Optional(Type.Number()),
@@ -135,6 +167,7 @@ export const MigrationResult = Exact({
   throttlePercent: Type.Number(),
   pageRequests: Type.Integer(),
   finishedAs: OneOf(['precopy', 'postcopy']),
+  condensed: Type.Optional(EngineStatistics),
 });
 export const Migration = Exact({
   id: Uuid,

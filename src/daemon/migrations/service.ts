@@ -362,6 +362,7 @@ function optionsOf(request: MigrateVm, storage: MigrationOptions['storage']): Mi
   return {
     // Post-copy cannot be taken back once it has begun, so it is for those who ask for it (or for `auto`).
     mode,
+    engine: request.engine ?? 'direct',
     storage,
     limits: { ...defaultLimits, ...request.limits },
     channels,
