@@ -47,6 +47,7 @@ export const exitClasses: Record<ViperErrorCode, ExitClass> = {
   cancelled: 'failed',
   timeout: 'failed',
   insufficient_space: 'noRoom',
+  no_free_address: 'noRoom',
   insufficient_memory: 'noRoom',
   state_locked: 'conflict',
   state_too_new: 'conflict',

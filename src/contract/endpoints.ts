@@ -50,6 +50,8 @@ export const endpoints = {
   getMigration: { method: 'GET', path: '/v1/migrations/{migration}' },
   limitMigration: { method: 'PUT', path: '/v1/migrations/{migration}/limits' },
   checkMigration: { method: 'POST', path: '/v1/migrations/{migration}/check' },
+  prepareNetwork: { method: 'PUT', path: '/v1/migrations/{migration}/network' },
+  giveBackNetwork: { method: 'DELETE', path: '/v1/migrations/{migration}/network' },
   tellMigration: { method: 'POST', path: '/v1/migrations/{migration}/messages' },
 
   listTokens: { method: 'GET', path: '/v1/tokens' },

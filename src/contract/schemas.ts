@@ -10,6 +10,7 @@ export * from './schemas/cloudlet.ts';
 export * from './schemas/fleet.ts';
 export * from './schemas/images.ts';
 export * from './schemas/migrations.ts';
+export * from './schemas/networks.ts';
 export * from './schemas/operations.ts';
 export * from './schemas/snapshots.ts';
 export * from './schemas/tokens.ts';

@@ -24,6 +24,7 @@ import { LogOutput } from './log-output.ts';
 import { Metrics } from './metrics.ts';
 import { Drain } from './migrations/drain.ts';
 import { MigrationService } from './migrations/service.ts';
+import { Networks } from './networks/service.ts';
 import { Operations } from './operations.ts';
 import { type Paths, statePaths } from './paths.ts';
 import { ImageIndexes } from './references/image-indexes.ts';
@@ -61,6 +62,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly vms: VmService;
   readonly migrations: MigrationService;
   readonly drain: Drain;
+  readonly networks: Networks;
   readonly fleet: Fleet;
   readonly host: Host;
   readonly metrics: Metrics;
@@ -90,6 +92,7 @@ export class Cloudlet implements AsyncDisposable {
     try {
       await cloudlet.#recover();
       await cloudlet.migrations.recover();
+      await cloudlet.networks.recover((id) => cloudlet.migrations.isOpen(id));
       cloudlet.fleet.start();
     } catch (error) {
       await cloudlet.close();
@@ -130,7 +133,22 @@ export class Cloudlet implements AsyncDisposable {
     this.#kept = new KeptMemory({ root: paths.kept, quotaBytes: config.keptMemoryBytes });
     this.references = new ReferenceSets({ images: this.indexes, kept: this.#kept });
     this.images = new ImageService({ store, events: this.events, paths, config, indexes: this.indexes });
-    this.#taps = new Taps({ owner: identity.id, networks: config.networks, run });
+    this.networks = new Networks({
+      identity: () => this.identity,
+      config,
+      store,
+      events: this.events,
+      registry: this.#registry,
+      fleet: () => this.fleet,
+      log,
+      run,
+    });
+    this.#taps = new Taps({
+      owner: identity.id,
+      networks: config.networks,
+      run,
+      bridgeFor: (vmId, index) => this.networks.destination.bridgeFor(vmId, index),
+    });
     const runner = new Runner({ paths, host: this.host, config, taps: this.#taps });
     const parts_ = {
       events: this.events,
@@ -152,6 +170,7 @@ export class Cloudlet implements AsyncDisposable {
       watch: this.#watch,
       snapshots: this.snapshots,
       kept: this.#kept,
+      networks: this.networks,
       refuseIfDraining: () => this.drain.refuseIfDraining(),
       metrics: this.metrics,
     });
@@ -176,6 +195,7 @@ export class Cloudlet implements AsyncDisposable {
       vms: this.vms,
       images: this.images,
       runner,
+      networks: this.networks,
       fleet: this.fleet,
       isDraining: () => this.drain.isDraining,
       paths,
@@ -248,6 +268,7 @@ export class Cloudlet implements AsyncDisposable {
     await this.operations.close();
     await this.migrations.close();
     await this.indexes.close();
+    this.networks.close();
     this.#watch.detach();
     await this.fleet.close();
     this.events.close();

@@ -9,7 +9,7 @@ import { InstanceType as InstanceTypeSchema, Name } from '../contract/schemas.ts
 import { AppError } from '../model/errors.ts';
 import { GiB, MiB } from '../model/units.ts';
 import type { InstanceType, Storage } from '../model/vm.ts';
-import type { CloudletNetwork } from '../network/index.ts';
+import { type CloudletNetwork, requireAddressPlan } from '../network/index.ts';
 import { compileFor, invalidRequest, problemsOf } from './http/validation.ts';
 
 export const defaultListen = '127.0.0.1:7443';
@@ -22,6 +22,11 @@ export interface Config {
   networks: CloudletNetwork[];
   /** Where disks can be that other cloudlets have too. */
   storages: Storage[];
+  /**
+   * This cloudlet's address for tunnels that carry VMs' frames to other cloudlets: best that of a VPN, as tunnels do not
+   * encrypt. The host of its URL if absent, when that is an IPv4 address.
+   */
+  tunnelAddress?: string;
   /** Origins of web pages that may call the API from a browser. */
   corsOrigins: string[];
   /** Defaults for what a caller leaves open; versioned and named, so that a VM can move. */
@@ -61,8 +66,24 @@ export const defaultConfig: Config = {
   keptMemoryBytes: 4 * GiB,
 };
 
+const Ipv4 = Type.String({ format: 'ipv4' });
+const Addresses = Type.Object(
+  {
+    subnet: Type.String({ maxLength: 18 }),
+    gateway: Ipv4,
+    from: Ipv4,
+    to: Ipv4,
+    scheme: Type.Optional(Type.Union([Type.Literal('lowest'), Type.Literal('parity')])),
+  },
+  { additionalProperties: false },
+);
 const Bridge = Type.Object(
-  { name: Name, kind: Type.Literal('bridge'), bridge: Type.String({ pattern: '^[a-zA-Z0-9_.-]{1,15}$' }) },
+  {
+    name: Name,
+    kind: Type.Literal('bridge'),
+    bridge: Type.String({ pattern: '^[a-zA-Z0-9_.-]{1,15}$' }),
+    addresses: Type.Optional(Addresses),
+  },
   { additionalProperties: false },
 );
 const DirectoryStorage = Type.Object(
@@ -85,6 +106,7 @@ const ConfigFile = Type.Object(
     instanceTypes: Type.Optional(Type.Array(InstanceTypeSchema, { maxItems: 100 })),
     networks: Type.Optional(Type.Array(Bridge, { maxItems: 100 })),
     storages: Type.Optional(Type.Array(Type.Union([DirectoryStorage, ServerStorage]), { maxItems: 100 })),
+    tunnelAddress: Type.Optional(Ipv4),
     corsOrigins: Type.Optional(
       Type.Array(Type.String({ pattern: '^https?://[^/\\s]+$' }), { maxItems: 100 }),
     ),
@@ -116,6 +138,8 @@ export async function loadConfig(directory: string): Promise<Config> {
   if (!validate(value)) throw invalidRequest(problemsOf(validate.errors ?? [], file));
   const settings = value as Partial<Config>;
   requireOwnNames(settings.storages ?? [], file);
+  for (const network of settings.networks ?? [])
+    if (network.kind === 'bridge' && network.addresses) requireAddressPlan(network.addresses);
   return {
     ...defaultConfig,
     ...settings,

@@ -135,6 +135,11 @@ export const errorKinds = {
     meaning: 'The disk of the cloudlet has no room for what would be written.',
     remedy: '`details.wantedBytes` and `details.freeBytes`; remove images, snapshots or VMs.',
   },
+  no_free_address: {
+    status: 507,
+    meaning: 'The network of the cloudlet has no free address for the VM.',
+    remedy: '`details` names network and range; stop VMs or give the network a larger range.',
+  },
   insufficient_memory: {
     status: 507,
     meaning: 'The host has not enough free memory for the VM.',

@@ -1,7 +1,7 @@
 /** A migration as plain data: what is asked for, how far it is, and what it came to. Units stand last in names. */
 import type { ErrorCode, ErrorDetails } from './errors.ts';
 import type { ImageDigest, Uuid } from './ids.ts';
-import type { VmSpec } from './vm.ts';
+import type { Attachment, Continuity, VmSpec } from './vm.ts';
 
 /** `auto` is pre-copy as long as rounds shrink the work, and post-copy when they do not. */
 export const migrationModes = ['precopy', 'postcopy', 'hybrid', 'auto'] as const;
@@ -131,4 +131,7 @@ export interface VmToMove {
   diskBytes: number;
   /** Its disk at the source stands on no image: to copy it is to copy all of it. */
   wholeDisk?: boolean;
+  /** As it is at the source. */
+  attachment?: Attachment;
+  continuity?: Continuity;
 }

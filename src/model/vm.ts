@@ -16,6 +16,8 @@ export interface SeedSpec {
   sshKeys: string[];
   /** Static addresses by interface, in the order of `nets`; none means DHCP. */
   addresses: { mac: string; address: string; gateway?: string }[];
+  /** MACs of interfaces that stay without an address until a handoff needs them. */
+  waiting?: string[];
   /** Raw cloud-init user data that replaces the one made from the fields above. */
   userData?: string;
 }
@@ -42,6 +44,34 @@ export interface VmSpec {
  * file system), or a server that QEMU speaks to itself.
  */
 export type Storage = { name: string; path: string } | { name: string; url: string };
+
+/**
+ * How the connections of a VM's clients outlive a move. `mptcp`: the address changes, and MPTCP carries its connections
+ * over. `stretch`: the LAN is stretched to the VM, which keeps its address. `none`: the address changes, and
+ * whoever cares is told by an event.
+ */
+export const continuities = ['mptcp', 'stretch', 'none'] as const;
+export type Continuity = (typeof continuities)[number];
+
+/** Where in a network an interface is at home. IPv4. */
+export interface Place {
+  /** With prefix length: `10.4.0.10/24`. */
+  address: string;
+  /** `10.4.0.0/24` */
+  subnet: string;
+  gateway: string;
+}
+
+/** Which interfaces of a VM have an address of the cloudlet's, and which. */
+export interface Attachment {
+  /** Index in `nets` of the interface that serves. */
+  serving: number;
+  /** Index of the one that waits for the next network, in a VM that has two. */
+  waiting?: number;
+  place: Place;
+  /** The cloudlet in whose LAN the place is, while that LAN is stretched to the VM. */
+  home?: { cloudletId: Uuid; name: string };
+}
 
 export interface InstanceType {
   name: string;
@@ -80,6 +110,10 @@ export interface VmRecord {
   lastExit?: VmExit;
   /** Rises with each change of owner; a VM that never moved has none and counts as 1. */
   epoch?: number;
+  /** Missing when the cloudlet gave it no address. */
+  attachment?: Attachment;
+  /** What a migration of it does about connections unless it is asked otherwise. */
+  continuity?: Continuity;
 }
 
 /** A golden snapshot: an image plus the RAM of a VM just booted from it. */

@@ -7,6 +7,7 @@ export interface Link {
   /** `tun` for taps, `bridge`, `veth` and so on; absent for real hardware. */
   kind?: string;
   mtu: number;
+  mac?: string;
   /** The bridge that it is plugged into. */
   master?: string;
   /** Free text that its maker left on it. */
@@ -30,11 +31,12 @@ export function parseLinks(output: string): Link[] {
 }
 
 function parseLink(entry: Record<string, unknown>): Link {
-  const { ifname, mtu, master, ifalias, linkinfo } = entry;
+  const { ifname, mtu, address, master, ifalias, linkinfo } = entry;
   if (typeof ifname !== 'string' || typeof mtu !== 'number') throw unknownOutput(JSON.stringify(entry));
   const link: Link = { name: ifname, mtu };
   const kind = isObject(linkinfo) ? linkinfo.info_kind : undefined;
   if (typeof kind === 'string') link.kind = kind;
+  if (typeof address === 'string') link.mac = address;
   if (typeof master === 'string') link.master = master;
   if (typeof ifalias === 'string') link.alias = ifalias;
   return link;

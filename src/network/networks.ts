@@ -1,11 +1,12 @@
 /** The networks of a cloudlet, by the names that VMs join them under. */
 import { AppError } from '../model/errors.ts';
+import type { AddressPlan } from './addresses.ts';
 
 export type CloudletNetwork =
   /** Outbound only, through QEMU itself; needs no rights and no device on the host. */
   | { name: 'user'; kind: 'user' }
-  /** A Linux bridge of the host; each interface gets a tap on it. */
-  | { name: string; kind: 'bridge'; bridge: string };
+  /** A Linux bridge of the host; each interface gets a tap on it. With `addresses`, the cloudlet gives them out. */
+  | { name: string; kind: 'bridge'; bridge: string; addresses?: AddressPlan };
 
 export const userNetwork: CloudletNetwork = { name: 'user', kind: 'user' };
 

@@ -79,4 +79,4 @@ export function strayTaps(links: readonly Link[], owner: Uuid, vmIds: Iterable<U
   );
 }
 
-const aliasOf = (owner: Uuid, vmId: Uuid): string => `viper:${owner}:${vmId}`;
+export const aliasOf = (owner: Uuid, vmId: Uuid): string => `viper:${owner}:${vmId}`;

@@ -15,6 +15,8 @@ export interface TapsOptions {
   owner: Uuid;
   networks: readonly CloudletNetwork[];
   run: Run;
+  /** The bridge that an interface of a VM joins instead of its network's, if any: of a LAN that is stretched to it. */
+  bridgeFor?: (vmId: Uuid, index: number) => string | undefined;
 }
 
 export class Taps {
@@ -48,8 +50,9 @@ export class Taps {
         names.push(null);
         continue;
       }
-      const { mtu } = requireBridge(links, network.name, network.bridge);
-      const plan = planTap({ owner, vmId, index, bridge: network.bridge, mtu });
+      const bridge = this.#options.bridgeFor?.(vmId, index) ?? network.bridge;
+      const { mtu } = requireBridge(links, network.name, bridge);
+      const plan = planTap({ owner, vmId, index, bridge, mtu });
       requireFreeName(others, plan.name);
       await bringUp(plan, run, signal);
       undo.defer(() => takeDown(plan, run));

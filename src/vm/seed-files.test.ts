@@ -118,7 +118,10 @@ test('no key escapes its line or its quotes', () => {
       }
       assert.deepEqual(parsed(files['user-data']).ssh_authorized_keys ?? [], sshKeys);
       const unquoted = (files['viper.env'] ?? '').replace(/'[^']*'|\\'/g, '');
-      assert.equal(unquoted, 'VIPER_HOSTNAME=\nVIPER_INSTANCE_ID=\nVIPER_SSH_KEYS=\nVIPER_ADDRESSES=\n');
+      assert.equal(
+        unquoted,
+        'VIPER_HOSTNAME=\nVIPER_INSTANCE_ID=\nVIPER_SSH_KEYS=\nVIPER_ADDRESSES=\nVIPER_WAITING=\n',
+      );
     }),
     { numRuns: 500 },
   );

@@ -13,7 +13,7 @@ export interface SeedFacts {
   spec: SeedSpec;
   /** Another one makes cloud-init take the guest for a new machine, as a clone is. */
   instanceId: string;
-  /** MACs of all interfaces of the VM; those without an address in `spec` ask by DHCP. */
+  /** MACs of all interfaces of the VM; those without an address in `spec` ask by DHCP, unless they wait. */
   macs?: readonly string[];
 }
 
@@ -61,7 +61,8 @@ function networkConfig({ spec, macs = [] }: SeedFacts) {
   if (all.length === 0) return undefined;
   const ethernets = all.map((mac, index) => {
     const own = spec.addresses.filter((address) => address.mac === mac);
-    const setting = own.length === 0 ? { dhcp4: true } : staticSetting(own);
+    const isWaiting = spec.waiting?.includes(mac) ?? false;
+    const setting = own.length === 0 ? { dhcp4: !isWaiting } : staticSetting(own);
     return [`nic${index}`, { match: { macaddress: mac }, ...setting }];
   });
   return { version: 2, ethernets: Object.fromEntries(ethernets) };
@@ -78,7 +79,7 @@ function staticSetting(addresses: SeedSpec['addresses']) {
   };
 }
 
-function viperEnv({ hostname, sshKeys, addresses }: SeedSpec, instanceId: string): string {
+function viperEnv({ hostname, sshKeys, addresses, waiting = [] }: SeedSpec, instanceId: string): string {
   const places = addresses.map(
     ({ mac, address, gateway }) => `${mac}=${address}${gateway ? `,${gateway}` : ''}`,
   );
@@ -87,6 +88,7 @@ function viperEnv({ hostname, sshKeys, addresses }: SeedSpec, instanceId: string
     VIPER_INSTANCE_ID: instanceId,
     VIPER_SSH_KEYS: sshKeys.join('\n'),
     VIPER_ADDRESSES: places.join(' '),
+    VIPER_WAITING: waiting.join(' '),
   };
   return Object.entries(values)
     .map(([key, value]) => `${key}=${shellQuote(value)}\n`)
@@ -108,6 +110,8 @@ function findProblems({ spec, instanceId, macs = [] }: SeedFacts): Problem[] {
   for (const [i, key] of spec.sshKeys.entries())
     want(isOnePrintableLine(key), `seed.sshKeys/${i}`, key, 'one line of printable characters');
   for (const [i, mac] of macs.entries()) want(macAddress.test(mac), `macs/${i}`, mac, 'a MAC address');
+  for (const [i, mac] of (spec.waiting ?? []).entries())
+    want(macAddress.test(mac), `seed.waiting/${i}`, mac, 'a MAC address in lower case');
   for (const [i, { mac, address, gateway }] of spec.addresses.entries()) {
     const field = `seed.addresses/${i}`;
     want(macAddress.test(mac), `${field}/mac`, mac, 'a MAC address in lower case');

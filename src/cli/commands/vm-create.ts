@@ -1,5 +1,6 @@
 /** `viper vm create`, and the options of hardware that `viper snapshot create` takes too. */
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
+import { type Continuity, continuities } from '../../model/vm.ts';
 import type { CreateVm, Hardware } from '../../sdk/client.ts';
 import { UsageError } from '../failures.ts';
 import { addLongWorkOptions, finish, type LongWorkOptions } from '../progress.ts';
@@ -40,6 +41,7 @@ interface CreateOptions extends HardwareOptions, LongWorkOptions {
   sshKey?: string[];
   userData?: string;
   start: boolean;
+  continuity?: Continuity;
 }
 
 export function addVmCreateCommand(vm: Command): void {
@@ -55,6 +57,12 @@ export function addVmCreateCommand(vm: Command): void {
     .option('--storage <storage>', 'shared storage for the disk; see `viper status`')
     .option('--ssh-key <file>', 'public keys that may log in; may be repeated', collect)
     .option('--user-data <file>', 'raw cloud-init user data')
+    .addOption(
+      new Option(
+        '--continuity <way>',
+        "how its clients' connections outlive a move (mptcp with two interfaces in one network, else stretch)",
+      ).choices(continuities),
+    )
     .option('--no-start', 'leave it stopped');
   addLongWorkOptions(command).action(withSession(create));
 }
@@ -75,6 +83,7 @@ async function create(session: Session, name: string, options: CreateOptions): P
     ...(storage === undefined ? {} : { storage }),
     ...(seed ? { seed } : {}),
     ...(options.start ? {} : { start: false }),
+    ...(options.continuity ? { continuity: options.continuity } : {}),
   };
   const operation = await session.viper.createVm({ body, signal: session.signal });
   const state = options.start ? 'created and runs' : 'created';

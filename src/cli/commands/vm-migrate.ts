@@ -2,6 +2,7 @@
 import { type Command, Option } from 'commander';
 import { migrationEngines, migrationModes } from '../../model/migration.ts';
 import { formatBytes } from '../../model/units.ts';
+import { type Continuity, continuities } from '../../model/vm.ts';
 import { type MigrateVm, type MigrationPlan, ViperError } from '../../sdk/client.ts';
 import { UsageError } from '../failures.ts';
 import { followOperation, summaryOf } from '../follow-migration.ts';
@@ -21,6 +22,8 @@ interface MigrateOptions extends LongWorkOptions {
   downtime?: number;
   bandwidth?: number;
   autoConverge?: true;
+  continuity?: Continuity;
+  device?: string;
   dryRun?: true;
 }
 
@@ -58,6 +61,13 @@ export function addVmMigrateCommands(vm: Command): void {
     .option('--downtime <time>', 'the pause that pre-copy may plan for (300ms if absent)', parseDuration)
     .option('--bandwidth <rate>', 'most bits per second, such as 100M (no limit if absent)', parseBitRate)
     .option('--auto-converge', 'slow the guest down if it writes faster than the link carries')
+    .addOption(
+      new Option(
+        '--continuity <way>',
+        "how its clients' connections go on (as the VM was made for if absent)",
+      ).choices(continuities),
+    )
+    .option('--device <address>', "of the VM's device in the network of the destination")
     .option('--dry-run', 'only say what does not fit, or what it would cost')
     .action(withSession(migrate));
 
@@ -89,7 +99,8 @@ const dangerOfClaim = (name: string): string =>
 
 async function migrate(session: Session, name: string, options: MigrateOptions): Promise<void> {
   const { viper, output, signal } = session;
-  const { to, mode, storage, channels, engine, downtime, bandwidth, autoConverge } = options;
+  const { to, mode, storage, channels, engine, downtime, bandwidth, autoConverge, continuity, device } =
+    options;
   const limits: NonNullable<MigrateVm['limits']> = {
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),
     ...(bandwidth === undefined ? {} : { bandwidthBps: bandwidth }),
@@ -101,6 +112,8 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
     ...(storage ? { storage } : {}),
     ...(channels === undefined ? {} : { channels }),
     ...(engine ? { engine } : {}),
+    ...(continuity ? { continuity } : {}),
+    ...(device ? { device } : {}),
     ...(Object.keys(limits).length > 0 ? { limits } : {}),
   };
   if (options.dryRun) {

@@ -75,6 +75,25 @@ export const migrationRoutes = {
     reply: schema.MigrationCheck,
     errors: [],
   },
+  prepareNetwork: {
+    summary:
+      'Asked by the source: reserve an address for a VM that will come, and make this end of its tunnel',
+    tag: 'migrations',
+    access: 'peer',
+    params: migration,
+    body: schema.PrepareNetwork,
+    status: 200,
+    reply: schema.PreparedNetwork,
+    errors: ['unsupported', 'no_free_address'],
+  },
+  giveBackNetwork: {
+    summary: 'Asked by the source: the VM does not come, or is there no longer',
+    tag: 'migrations',
+    access: 'peer',
+    params: migration,
+    status: 204,
+    errors: [],
+  },
   tellMigration: {
     summary: 'A message of the other cloudlet of a migration',
     tag: 'migrations',

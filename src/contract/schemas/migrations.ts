@@ -2,6 +2,7 @@
 import { Type } from 'typebox';
 import { migrationEngines, migrationModes, migrationPhases } from '../../model/migration.ts';
 import { Body, Bytes, Digest, Exact, Name, OneOf, Page, Time, Uuid } from './basics.ts';
+import { Attachment, Continuity } from './networks.ts';
 import { VmSpec } from './vms.ts';
 
 const Bps = Type.Number({ minimum: 0 });
@@ -49,6 +50,13 @@ export const MigrateVm = Body(
       }),
     ),
     engine: Type.Optional(OneOf(migrationEngines)),
+    continuity: Type.Optional(Continuity),
+    device: Type.Optional(
+      Type.String({
+        format: 'ipv4',
+        description: "The address of the VM's device at the destination, if known.",
+      }),
+    ),
     limits: Type.Optional(
       Exact({
         downtimeMs: Type.Optional(Limits.properties.downtimeMs),
@@ -89,6 +97,8 @@ export const VmToMove = Exact({
   image: MigratingImage,
   diskBytes: Bytes,
   wholeDisk: Type.Optional(Type.Boolean({ description: 'At the source it stands on no image.' })),
+  attachment: Type.Optional(Attachment),
+  continuity: Type.Optional(Continuity),
 });
 export const CheckMigration = Exact({
   vm: VmToMove,

@@ -3,6 +3,7 @@ import { Type } from 'typebox';
 import { vmActions, vmStates } from '../../model/states.ts';
 import { GiB, MiB } from '../../model/units.ts';
 import { Body, Digest, Exact, Mac, Name, OneOf, Page, PlainText, Reference, Time, Uuid } from './basics.ts';
+import { Attachment, Continuity } from './networks.ts';
 
 const CpuCount = Type.Integer({ minimum: 1, maximum: 64 });
 const MemoryBytes = Type.Integer({ minimum: 64 * MiB, maximum: 1024 * GiB, multipleOf: MiB });
@@ -34,6 +35,7 @@ export const VmSpec = Exact({
     hostname: Name,
     sshKeys: Type.Array(Type.String()),
     addresses: Type.Array(Address),
+    waiting: Type.Optional(Type.Array(Mac)),
     userData: Type.Optional(Type.String()),
   }),
 });
@@ -70,6 +72,7 @@ export const CreateVm = Body(
     }),
     seed: Type.Optional(Seed),
     start: Type.Optional(Type.Boolean({ default: true })),
+    continuity: Type.Optional(Continuity),
   },
 );
 
@@ -114,6 +117,8 @@ export const Vm = Exact({
   runningWith: Type.Optional(OneOf(['kvm', 'tcg'])),
   lastExit: Type.Optional(Exit),
   epoch: Type.Optional(Type.Integer({ description: 'Rises with each change of owner.' })),
+  attachment: Type.Optional(Attachment),
+  continuity: Type.Optional(Continuity),
   operationId: Type.Optional(Uuid),
   allowedActions: Type.Array(OneOf(vmActions), { description: 'What can be asked of it now.' }),
 });

@@ -27,7 +27,7 @@ export function makeDestination(
   { check, onOver }: DestinationHooks,
 ): DestinationMigration {
   const { id, vm, options, peer } = record;
-  const { journal, peers, registry, vms, runner, images } = parts;
+  const { journal, peers, registry, vms, runner, images, networks } = parts;
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => {
     const explain = migration.state.name === 'arrived' ? pagesAreMissing : doubtAtDestination;
@@ -36,19 +36,28 @@ export function makeDestination(
   const lacksPages = (): boolean => migration.state.name === 'arrived' && !migration.state.complete;
   let arriving = found;
   let isOver = false;
+  let hasArrived = false;
 
   const make = async () => {
     const image = options.storage === 'copied' ? images.get(vm.image.digest) : undefined;
+    networks.destination.taken(id);
+    const { spec, attachment } = networks.destination.settle(id, vm.spec);
     arriving = registry.add({
       id: vm.id,
       name: vm.name,
       state: 'arriving',
-      spec: vm.spec,
+      spec,
       createdAt: new Date().toISOString(),
       epoch: vm.epoch,
+      ...(attachment ? { attachment } : {}),
+      ...(vm.continuity ? { continuity: vm.continuity } : {}),
     });
     arriving.operationId = id;
-    const { machine, accelerator } = await runner.receive(vm, image, AbortSignal.timeout(makeTimeoutMs));
+    const { machine, accelerator } = await runner.receive(
+      { ...vm, spec },
+      image,
+      AbortSignal.timeout(makeTimeoutMs),
+    );
     registry.update(arriving, { process: machine.process, runningWith: accelerator });
     vms.attach(arriving, machine);
     return machine;
@@ -86,12 +95,18 @@ export function makeDestination(
       make,
       discard: async () => {
         if (arriving && registry.holds(arriving)) await vms.forget(arriving);
+        await networks.destination.drop(id);
       },
       onState: (state) => {
         if (!lacksPages()) doubt.note(isDestinationInDoubt(state));
         tell.state(state.name);
         if (state.name === 'arrived' && arriving && arriving.record.state === 'arriving')
           registry.update(arriving, { state: vm.running ? 'running' : 'paused', epoch: state.epoch });
+        // Beside the migration, which does not wait for the guest.
+        if (state.name === 'arrived' && arriving && !hasArrived) {
+          hasArrived = true;
+          networks.destination.arrived(id, arriving).catch(tell.failure);
+        }
         if (!isDestinationOver(state) || isOver) return;
         isOver = true;
         end(state).catch(tell.failure);

@@ -2,6 +2,7 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { EventLog } from '../events.ts';
 import type { ImageService } from '../images.ts';
+import type { Networks } from '../networks/service.ts';
 import type { VmRegistry } from '../vms/registry.ts';
 import type { Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
@@ -14,6 +15,7 @@ export interface HalfParts {
   peers: PeerSide;
   registry: VmRegistry;
   vms: VmService;
+  networks: Networks;
   runner: Runner;
   images: ImageService;
   events: EventLog;

@@ -19,6 +19,7 @@ import type { Principal } from '../credentials.ts';
 import type { EventLog } from '../events.ts';
 import type { Fleet } from '../fleet.ts';
 import type { ImageService } from '../images.ts';
+import type { Networks } from '../networks/service.ts';
 import type { OperationContext, Operations } from '../operations.ts';
 import type { Paths } from '../paths.ts';
 import type { Page, PageRequest, Store } from '../store/index.ts';
@@ -42,6 +43,7 @@ export interface MigrationServiceOptions {
   vms: VmService;
   images: ImageService;
   runner: Runner;
+  networks: Networks;
   fleet: Fleet;
   isDraining: () => boolean;
   paths: Paths;
@@ -97,6 +99,15 @@ export class MigrationService {
     registry.require(managed, 'migrate');
     return this.#operate(managed, { id, vm }, async (work) => {
       if (!hasImage) await this.#sendImage(peer.id, vm, id, work);
+      const { continuity: wanted, device } = request;
+      await this.#options.networks.source.prepare({
+        id,
+        managed,
+        peer: { id: peer.id, name: peer.name },
+        ...(wanted === undefined ? {} : { wanted }),
+        ...(device === undefined ? {} : { device }),
+        signal: work.signal,
+      });
       const record: SourceRecord = {
         id,
         role: 'source',
@@ -106,7 +117,12 @@ export class MigrationService {
         createdAt: new Date().toISOString(),
         state: plannedSource(vm.epoch),
       };
-      return this.#migrate(managed, record, work, (migration) => migration.start());
+      try {
+        return await this.#migrate(managed, record, work, (migration) => migration.start());
+      } finally {
+        // One that came as far as its journal does this at its own end.
+        if (!this.#journal.get(id)) await this.#options.networks.source.stayed(id, managed);
+      }
     });
   }
 
@@ -310,6 +326,11 @@ export class MigrationService {
     }
   }
 
+  /** Whether it is at work here, as the source or as the destination. */
+  isOpen(id: Uuid): boolean {
+    return this.halves.outgoing.has(id) || this.halves.incoming.has(id);
+  }
+
   async close(): Promise<void> {
     await this.halves.close();
   }
@@ -337,6 +358,8 @@ export class MigrationService {
       image: { digest, format, fileBytes, virtualBytes },
       diskBytes: storage === 'shared' ? 0 : await runner.diskBytesOf(record),
       ...(storage === 'copied' && sharedStorage !== undefined ? { wholeDisk: true } : {}),
+      ...(record.attachment ? { attachment: record.attachment } : {}),
+      ...(record.continuity ? { continuity: record.continuity } : {}),
     };
   }
 }

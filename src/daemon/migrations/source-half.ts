@@ -28,7 +28,7 @@ export function makeSource(
   { onProgress, onOver }: SourceHooks,
 ): SourceMigration {
   const { id, vm, options, peer } = record;
-  const { journal, peers, vms, runner } = parts;
+  const { journal, peers, vms, runner, networks } = parts;
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name)));
   let since = performance.now();
@@ -44,6 +44,8 @@ export function makeSource(
     if (managed?.operationId === id) delete managed.operationId;
     // The VM first: a daemon that dies in between finds the migration open, and ends it again.
     if (managed && state.name === 'ended') await vms.settle(managed, { epoch: state.epoch });
+    if (state.name === 'moved') await networks.source.moved(id);
+    else await networks.source.stayed(id, managed);
     journal.finish(id, { progress, result });
     onOver();
     // Its last word goes out first.

@@ -3,8 +3,10 @@
 import { CredentialRepository } from './credentials.ts';
 import { Database } from './database.ts';
 import { EventRepository } from './events.ts';
+import { HandoffRepository } from './handoffs.ts';
 import { ImageRepository } from './images.ts';
 import { JoinTokenRepository } from './join-tokens.ts';
+import { LeaseRepository } from './leases.ts';
 import { MetaRepository } from './meta.ts';
 import { MigrationRepository } from './migrations.ts';
 import { OperationRepository } from './operations.ts';
@@ -33,6 +35,8 @@ export class Store implements Disposable {
   readonly joinTokens: JoinTokenRepository;
   readonly peers: PeerRepository;
   readonly migrations: MigrationRepository;
+  readonly leases: LeaseRepository;
+  readonly handoffs: HandoffRepository;
   readonly meta: MetaRepository;
   readonly #database: Database;
 
@@ -45,6 +49,8 @@ export class Store implements Disposable {
     this.snapshots = new SnapshotRepository(database);
     this.operations = new OperationRepository(database);
     this.migrations = new MigrationRepository(database);
+    this.leases = new LeaseRepository(database);
+    this.handoffs = new HandoffRepository(database);
     this.meta = new MetaRepository(database);
     this.events = new EventRepository(database, this.meta, keepEvents);
     this.credentials = new CredentialRepository(database);

@@ -152,4 +152,23 @@ export const migrations: readonly Migration[] = [
       CREATE INDEX vms_by_base ON vms (base);
     `,
   },
+  {
+    name: 'addresses and handoffs',
+    sql: `
+      CREATE TABLE leases (
+        network TEXT NOT NULL,
+        address TEXT NOT NULL,
+        vm_id TEXT NOT NULL,
+        expires_at TEXT,
+        PRIMARY KEY (network, address)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX leases_by_vm ON leases (vm_id);
+
+      CREATE TABLE handoffs (
+        id TEXT PRIMARY KEY,
+        vm_id TEXT NOT NULL,
+        record TEXT NOT NULL
+      ) STRICT, WITHOUT ROWID;
+    `,
+  },
 ];

@@ -66,6 +66,11 @@ export function withNewIdentity(spec: VmSpec, hostname: string): VmSpec {
     ...spec,
     nets: spec.nets.map((net) => ({ ...net, mac: macs.get(net.mac)! })),
     // A static address belongs to the original: two guests with one address would cut each other off.
-    seed: { ...spec.seed, hostname, addresses: [] },
+    seed: {
+      ...spec.seed,
+      hostname,
+      addresses: [],
+      ...(spec.seed.waiting ? { waiting: spec.seed.waiting.flatMap((mac) => macs.get(mac) ?? []) } : {}),
+    },
   };
 }

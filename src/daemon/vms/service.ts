@@ -10,7 +10,7 @@ import { AppError } from '../../model/errors.ts';
 import { newId } from '../../model/ids.ts';
 import type { Operation, OperationKind } from '../../model/operation.ts';
 import type { VmAction, VmState } from '../../model/states.ts';
-import type { VmRecord, VmSpec } from '../../model/vm.ts';
+import type { Continuity, VmRecord, VmSpec } from '../../model/vm.ts';
 import type { Console } from '../../vm/console.ts';
 import type { Machine } from '../../vm/machine.ts';
 import { machinePaths } from '../../vm/paths.ts';
@@ -19,6 +19,7 @@ import type { Config } from '../config.ts';
 import { invalidRequest } from '../http/validation.ts';
 import type { ImageService } from '../images.ts';
 import type { Metrics } from '../metrics.ts';
+import type { Networks } from '../networks/service.ts';
 import type { OperationContext, Operations } from '../operations.ts';
 import type { Paths } from '../paths.ts';
 import type { KeptMemory } from '../references/kept-memory.ts';
@@ -38,6 +39,7 @@ export interface VmServiceOptions {
   snapshots: SnapshotService;
   /** Goes with the VM that it belongs to. */
   kept: KeptMemory;
+  networks: Networks;
   /** A cloudlet that is being emptied takes no new VMs. */
   refuseIfDraining: () => void;
   config: Config;
@@ -56,6 +58,7 @@ export class VmService {
   readonly #images: ImageService;
   readonly #snapshots: SnapshotService;
   readonly #kept: KeptMemory;
+  readonly #networks: Networks;
   readonly #refuseIfDraining: () => void;
   readonly #config: Config;
   readonly #paths: Paths;
@@ -69,6 +72,7 @@ export class VmService {
     this.#images = options.images;
     this.#snapshots = options.snapshots;
     this.#kept = options.kept;
+    this.#networks = options.networks;
     this.#refuseIfDraining = options.refuseIfDraining;
     this.#config = options.config;
     this.#paths = options.paths;
@@ -128,7 +132,7 @@ export class VmService {
     await this.#runner.check(spec);
     // It may have been removed meanwhile; from here on the record keeps it.
     this.#images.get(image.digest);
-    const managed = this.#registry.add(newRecord(request.name, spec));
+    const managed = this.#addAttached(newRecord(request.name, spec, request.continuity));
     return this.#operate(
       managed,
       'vm.create',
@@ -331,8 +335,21 @@ export class VmService {
       return operation;
     } catch (error) {
       // The operation did not begin (too many at once).
-      if (to === 'creating') this.#registry.remove(managed);
-      else if (to) this.#registry.update(managed, { state });
+      if (to === 'creating') {
+        this.#networks.leases.releaseAll(id);
+        this.#registry.remove(managed);
+      } else if (to) this.#registry.update(managed, { state });
+      throw error;
+    }
+  }
+
+  /** With its address in this cloudlet's network, or not at all. */
+  #addAttached(record: VmRecord): Managed {
+    const attached = this.#networks.attach(record.id, record.spec);
+    try {
+      return this.#registry.add({ ...record, ...attached });
+    } catch (error) {
+      this.#networks.leases.releaseAll(record.id);
       throw error;
     }
   }
@@ -386,6 +403,7 @@ export class VmService {
       if (record.state !== 'creating') throw error;
     });
     await this.#runner.discard(record.id);
+    await this.#networks.source.forget(record.id);
     this.#registry.remove(managed);
     await this.#kept.forget(record.id);
   }
@@ -394,6 +412,7 @@ export class VmService {
 const onStorage = (spec: VmSpec, storage: string | undefined): VmSpec =>
   storage === undefined ? spec : { ...spec, disk: { ...spec.disk, storage } };
 
-function newRecord(name: string, spec: VmSpec): VmRecord {
-  return { id: newId(), name, state: 'creating', spec, createdAt: new Date().toISOString() };
+function newRecord(name: string, spec: VmSpec, continuity?: Continuity): VmRecord {
+  const createdAt = new Date().toISOString();
+  return { id: newId(), name, state: 'creating', spec, createdAt, ...(continuity ? { continuity } : {}) };
 }

@@ -10,9 +10,11 @@ type Names =
   | 'getMigration'
   | 'limitMigration'
   | 'checkMigration'
+  | 'prepareNetwork'
+  | 'giveBackNetwork'
   | 'tellMigration';
 
-export const migrationHandlers = ({ migrations, vms }: Cloudlet): Handlers<Names> => ({
+export const migrationHandlers = ({ migrations, networks, vms }: Cloudlet): Handlers<Names> => ({
   migrateVm: ({ params, body }) => migrations.start(params.vm, body),
   planMigration: ({ params, body }) => migrations.plan(params.vm, body),
   claimVm: async ({ params, body, caller }) => {
@@ -23,6 +25,11 @@ export const migrationHandlers = ({ migrations, vms }: Cloudlet): Handlers<Names
   getMigration: ({ params }) => migrations.get(params.migration),
   limitMigration: ({ params, body }) => migrations.setLimits(params.migration, body),
   checkMigration: ({ body }) => migrations.halves.check(body),
+  prepareNetwork: ({ params, body, caller }) => networks.prepare(params.migration, body, caller!),
+  giveBackNetwork: async ({ params, caller }) => {
+    await networks.giveBack(params.migration, caller!);
+    return undefined;
+  },
   tellMigration: ({ params, body, caller }) => {
     migrations.halves.tell(params.migration, body as Message, caller!);
     return undefined;

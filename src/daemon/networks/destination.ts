@@ -1,0 +1,244 @@
+/**
+ * The destination's part in a change of network, and that of a VM's home whose LAN is stretched: address and tunnel are
+ * there before the VM comes, and given up by themselves if it never does.
+ */
+import { AppError } from '../../model/errors.ts';
+import type { Uuid } from '../../model/ids.ts';
+import type { Attachment, Place, VmSpec } from '../../model/vm.ts';
+import {
+  type Action,
+  bridgeFor,
+  type Handoff,
+  knowAway,
+  planDestination,
+  planHomeEnd,
+} from '../../network/index.ts';
+import type { Managed } from '../vms/registry.ts';
+import { perform, performAnyway } from './effects.ts';
+import type { HandoffParts, PreparedNetwork, PrepareNetwork } from './parts.ts';
+import type { HandoffRecord } from './record.ts';
+
+/** How long the source may take to come: it asks its guest, and sends an image first. */
+const reservationMs = 300_000;
+
+export class DestinationNetworks {
+  readonly #parts: HandoffParts;
+
+  constructor(parts: HandoffParts) {
+    this.#parts = parts;
+  }
+
+  /** Reserves the address and makes this end of the tunnel. Errors: `unsupported`, `no_free_address`. */
+  async prepare(
+    id: Uuid,
+    question: PrepareNetwork,
+    peer: { id: Uuid; name: string },
+  ): Promise<PreparedNetwork> {
+    const { self, store, bridgeOf } = this.#parts;
+    const { tunnelAddress } = self();
+    const place = question.role === 'destination' ? this.#reserve(question) : undefined;
+    const handoff = this.#handoffOf(question, place, bridgeOf(question.network));
+    const answer = { ...(place ? { place } : {}), ...(tunnelAddress ? { tunnelAddress } : {}) };
+    if (question.role === 'home') return this.#prepareHome(id, question, handoff, answer, peer.id);
+    const { attachment } = question;
+    const { tunnel } = question;
+    // The VM comes home when no tunnel is wanted: then nothing is stretched any more.
+    const home = tunnel && { cloudletId: tunnel.cloudletId, name: tunnel.name };
+    const record: HandoffRecord = {
+      id,
+      vmId: question.vmId,
+      role: 'destination',
+      peer,
+      handoff,
+      place: place ?? attachment.place,
+      ...(question.continuity === 'stretch' && home ? { home } : {}),
+      expiresAt: this.#deadline(),
+    };
+    store.handoffs.put(record);
+    try {
+      for (const { run } of planDestination(handoff).before) await this.#perform(run);
+    } catch (error) {
+      await this.drop(id);
+      throw error;
+    }
+    return answer;
+  }
+
+  /** Twice: for its address, then with the other end of the tunnel. */
+  async #prepareHome(
+    id: Uuid,
+    { vmId, tunnel }: PrepareNetwork,
+    handoff: Handoff,
+    answer: PreparedNetwork,
+    askedBy: Uuid,
+  ): Promise<PreparedNetwork> {
+    if (!tunnel) return answer;
+    const peer = { id: tunnel.cloudletId, name: tunnel.name };
+    this.#parts.store.handoffs.put({ id, vmId, role: 'home', peer, askedBy, handoff });
+    await this.#perform(planHomeEnd(handoff, handoff.tunnel!).run);
+    return answer;
+  }
+
+  /** Gives up what was prepared, for one that may; nothing there is no error. */
+  async drop(id: Uuid): Promise<void> {
+    const { store, leases } = this.#parts;
+    const record = store.handoffs.get(id);
+    if (!record || record.role === 'source' || record.role === 'away') return;
+    await this.#anyway(record, undoOf(record), undefined);
+    const { handoff, vmId } = record;
+    if (record.role === 'destination' && handoff.next) {
+      const network = this.#networkOf(handoff.bridge);
+      if (network) leases.release(network, vmId, handoff.next);
+    }
+    store.handoffs.delete(id);
+    // A VM that goes on from there to another cloudlet is still away.
+    const next = store.handoffs.all().find((each) => each.vmId === vmId && each.role === 'home');
+    if (record.role === 'home' && next)
+      await this.#perform({ kind: 'host', commands: [knowAway(handoff.bridge, handoff.last)] });
+  }
+
+  /** The VM begins to come: what is reserved for it stays until its migration ends. */
+  taken(id: Uuid): void {
+    const { store, leases } = this.#parts;
+    const record = store.handoffs.get(id);
+    if (record?.role !== 'destination') return;
+    const { expiresAt: _expiresAt, ...kept } = record;
+    store.handoffs.put(kept);
+    const network = this.#networkOf(record.handoff.bridge);
+    if (record.handoff.next && network) leases.keep(network, record.vmId, record.handoff.next);
+  }
+
+  /** What the VM's record says at this cloudlet: where it is at home, and what its guest finds when it boots. */
+  settle(id: Uuid, spec: VmSpec): { spec: VmSpec; attachment?: Attachment } {
+    const record = this.#parts.store.handoffs.get(id);
+    if (record?.role !== 'destination') return { spec };
+    const { handoff, home } = record;
+    const { serving, waiting, next } = handoff;
+    const pair = { serving, ...(waiting === undefined ? {} : { waiting }) };
+    if (!next || waiting === undefined) {
+      const { mac: _mac, ...place } = handoff.last;
+      return { spec, attachment: { ...pair, place, ...(home ? { home } : {}) } };
+    }
+    const { mac, ...place } = next;
+    const { last } = handoff;
+    const others = spec.seed.addresses.filter((each) => each.mac !== last.mac && each.mac !== mac);
+    const seed = {
+      ...spec.seed,
+      addresses: [...others, { mac, address: place.address, gateway: place.gateway }],
+      waiting: [last.mac],
+    };
+    return { spec: { ...spec, seed }, attachment: { serving: waiting, waiting: serving, place } };
+  }
+
+  /** The VM runs here. */
+  async arrived(id: Uuid, managed: Managed): Promise<void> {
+    const { store, events } = this.#parts;
+    const record = store.handoffs.get(id);
+    if (record?.role !== 'destination') return;
+    const { handoff, vmId, home } = record;
+    const failures = await this.#anyway(record, planDestination(handoff).after, managed);
+    // It is at home again: nothing leads away any more.
+    for (const each of store.handoffs.all()) {
+      if (each.vmId !== vmId || each.role !== 'home') continue;
+      await this.#anyway(each, undoOf(each), undefined);
+      store.handoffs.delete(each.id);
+    }
+    if (home) store.handoffs.put({ ...record, role: 'away' });
+    else store.handoffs.delete(id);
+    const { address } = handoff.next ?? handoff.last;
+    const data = { migrationId: id, name: managed.record.name, address, continuity: handoff.continuity };
+    events.append({ kind: 'vm.address', vmId, data });
+    if (failures.length === 0) return;
+    const reason = failures.map(({ message }) => message).join('; ');
+    events.append({ kind: 'vm.network-unfinished', vmId, data: { ...data, reason } });
+  }
+
+  /** The bridge that an interface of the VM joins here, if not that of its network. */
+  bridgeFor(vmId: Uuid, index: number): string | undefined {
+    for (const { role, handoff, ...record } of this.#parts.store.handoffs.all()) {
+      if (record.vmId !== vmId || (role !== 'destination' && role !== 'away')) continue;
+      const found = bridgeFor(handoff, index);
+      if (found) return found;
+    }
+    return undefined;
+  }
+
+  /** Gives up what nobody came for. */
+  async expire(now = new Date().toISOString()): Promise<void> {
+    const { store } = this.#parts;
+    for (const { id, expiresAt } of store.handoffs.all())
+      if (expiresAt !== undefined && expiresAt <= now) await this.drop(id);
+  }
+
+  #reserve({ continuity, network, vmId, device }: PrepareNetwork): Place | undefined {
+    if (continuity === 'stretch') return undefined;
+    return this.#parts.leases.reserve({
+      network,
+      vmId,
+      expiresAt: this.#deadline(),
+      ...(device === undefined ? {} : { device }),
+    });
+  }
+
+  #handoffOf(question: PrepareNetwork, place: Place | undefined, bridge: string): Handoff {
+    const { vmId, continuity, attachment, macs, tunnel, gatewayMac } = question;
+    const { serving, waiting } = attachment;
+    const macOf = (index: number): string => {
+      const mac = macs[index];
+      if (mac) return mac;
+      throw new AppError('invalid_request', `Prepare network: interface ${index} has no MAC`, {
+        problems: [{ field: 'body.macs', value: macs, wanted: `one for interface ${index}` }],
+      });
+    };
+    const { id, tunnelAddress } = this.#parts.self();
+    if (tunnel && tunnelAddress === undefined)
+      throw new AppError('unsupported', 'This cloudlet has no tunnelAddress in its configuration', {
+        missing: 'tunnelAddress',
+      });
+    return {
+      owner: id,
+      vmId,
+      continuity,
+      bridge,
+      serving,
+      ...(waiting === undefined ? {} : { waiting }),
+      last: { ...attachment.place, mac: macOf(serving) },
+      ...(place && waiting !== undefined ? { next: { ...place, mac: macOf(waiting) } } : {}),
+      ...(tunnel ? { tunnel: { vni: tunnel.vni, local: tunnelAddress!, remote: tunnel.address } } : {}),
+      ...(gatewayMac === undefined ? {} : { gatewayMac }),
+    };
+  }
+
+  #networkOf(bridge: string): string | undefined {
+    return this.#parts.networkOf(bridge);
+  }
+
+  #deadline(): string {
+    return new Date(Date.now() + reservationMs).toISOString();
+  }
+
+  async #perform(action: Action): Promise<void> {
+    const { run } = this.#parts;
+    await perform(action, { run, machine: undefined, signal: AbortSignal.timeout(30_000) });
+  }
+
+  async #anyway(record: HandoffRecord, actions: Action[], managed: Managed | undefined): Promise<Error[]> {
+    const { run, log } = this.#parts;
+    const failures: Error[] = [];
+    for (const action of actions)
+      failures.push(...(await performAnyway(action, { run, machine: managed?.machine })));
+    for (const error of failures)
+      log.warn({ err: error, migrationId: record.id, vmId: record.vmId }, 'a step of a handoff failed');
+    return failures;
+  }
+}
+
+function undoOf({ role, handoff }: HandoffRecord): Action[] {
+  const steps =
+    role === 'home'
+      ? handoff.tunnel
+        ? [planHomeEnd(handoff, handoff.tunnel)]
+        : []
+      : planDestination(handoff).before;
+  return steps.toReversed().flatMap(({ undo }) => (undo ? [undo] : []));
+}

@@ -1,0 +1,194 @@
+#!/bin/sh
+# The guest's part in a change of network: `sh -s -- STEP ...`, given to the guest agent on standard input, so any
+# guest with iproute2 will do. BusyBox and Debian run it alike. Each step may come again and prints one JSON object.
+#
+# A PLACE is MAC,ADDRESS/PREFIX,SUBNET/PREFIX,GATEWAY: an interface of the guest and where it is at home. IPv4.
+#
+#   prepare NEW OLD MTU     NEW gets its address; each address leaves by its own interface; OLD serves as before
+#   join NEW OLD SECONDS    tells every MPTCP peer of NEW, waits until all have joined there, then drops OLD
+#   finish NEW OLD MTU      NEW serves alone; the interface of OLD waits, without address
+#   forget ADDRESS          ends the subflows to an address that a peer has left, where the peer has another
+#   status                  interfaces, endpoints, subflows
+set -u
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH LC_ALL=C
+
+fail() { echo "$1" >&2; exit "${2:-1}"; }
+
+# A shell of BusyBox takes its own applet for a bare `ip`.
+ip=
+for each in /usr/sbin/ip /sbin/ip /usr/bin/ip /bin/ip; do [ -x $each ] && ip=$each && break; done
+[ -n "$ip" ] || fail 'the guest has no iproute2' 69
+
+# place PREFIX WORD: sets PREFIX_device, _address, _prefix, _subnet, _gateway.
+place() {
+  case $2 in
+    *[!0-9a-f:./,]* | *,*,*,*,*) fail "$2 is no place" 64 ;;
+    ??:??:??:??:??:??,*/*,*/*,*) ;;
+    *) fail "$2 is no place" 64 ;;
+  esac
+  mac=${2%%,*} rest=${2#*,}
+  device=
+  for file in /sys/class/net/*/address; do
+    [ "$(cat "$file" 2>/dev/null)" = "$mac" ] || continue
+    device=${file%/address} device=${device##*/}
+    break
+  done
+  [ -n "$device" ] || fail "no interface has the address $mac" 66
+  eval "$1_device=\$device $1_address=\${rest%%/*} $1_with_prefix=\${rest%%,*}"
+  rest=${rest#*,}
+  eval "$1_subnet=\${rest%%,*} $1_gateway=\${rest#*,}"
+}
+
+table_of() { echo $((1000 + $(cat "/sys/class/net/$1/ifindex"))); }
+
+# by_source DEVICE ADDRESS SUBNET GATEWAY: what comes from ADDRESS leaves by DEVICE. Without it, replies leave by
+# whichever interface the main table names first.
+by_source() {
+  table=$(table_of "$1")
+  $ip route replace "$3" dev "$1" src "$2" table "$table" || fail "cannot route $3 by $1"
+  $ip route replace default via "$4" dev "$1" src "$2" onlink table "$table" || fail "cannot route by $4"
+  $ip rule show | grep -qF "from $2 lookup $table" || $ip rule add from "$2" lookup "$table" priority 1000 ||
+    fail "cannot route from $2"
+}
+
+set_kernel() { for file in $1; do [ ! -w "$file" ] || echo "$2" >"$file"; done; }
+
+prepare() {
+  # One interface must not answer ARP for the address of the other. One ADD_ADDR that is lost must not stall for 2 min.
+  set_kernel /proc/sys/net/ipv4/conf/all/arp_announce 2
+  set_kernel /proc/sys/net/ipv4/conf/all/arp_ignore 1
+  set_kernel "/proc/sys/net/ipv4/conf/all/rp_filter /proc/sys/net/ipv4/conf/$new_device/rp_filter" 0
+  set_kernel /proc/sys/net/mptcp/add_addr_timeout 1
+  $ip mptcp limits set subflow 8 add_addr_accepted 8 2>/dev/null
+  by_source "$old_device" "$old_address" "$old_subnet" "$old_gateway"
+  $ip link set dev "$new_device" mtu "$1" up || fail "cannot set up $new_device"
+  # What is left of a handoff that failed.
+  $ip -o -4 address show dev "$new_device" scope global | while read -r _ _ _ stale _; do
+    [ "$stale" = "$new_with_prefix" ] || $ip address del "$stale" dev "$new_device"
+  done
+  $ip address replace "$new_with_prefix" dev "$new_device" noprefixroute || fail "cannot take $new_address"
+  by_source "$new_device" "$new_address" "$new_subnet" "$new_gateway"
+  echo "{\"device\":\"$new_device\"}"
+}
+
+# Our token of each MPTCP connection that has an established subflow (from ADDRESS, if given).
+connections() {
+  ss -tniOH state established ${1:+src "$1"} 2>/dev/null |
+    sed -n 's/.* token:[0-9a-f]*([^)]*)\/\([0-9a-f]*\)(.*/\1/p' | sort -u
+}
+count() { set -- $1; echo $#; }
+endpoints_of() {
+  $ip mptcp endpoint show 2>/dev/null | while read -r address _ id _; do
+    [ "$address" != "$1" ] || echo "$id"
+  done
+}
+
+# A peer tries an address once under one id: each time that it is told, the id is another.
+announce() {
+  for id in $(endpoints_of "$new_address"); do $ip mptcp endpoint del id "$id"; done
+  mkdir -p /run/viper
+  id=$(($(cat /run/viper/endpoint-id 2>/dev/null || echo 0) % 250 + 1))
+  echo $id >/run/viper/endpoint-id
+  $ip mptcp endpoint add "$new_address" dev "$new_device" id $id signal || fail "cannot announce $new_address"
+}
+
+# Only after all have joined elsewhere: a connection that is told to close its last subflow dies. Id 0 is the subflow
+# that a connection began with, under whatever id its address goes by now.
+drop_old() {
+  for id in $(endpoints_of "$old_address"); do $ip mptcp endpoint del id "$id"; done
+  $ip mptcp endpoint del id 0 "$old_address" 2>/dev/null
+}
+
+uptime() { read -r seconds _ </proc/uptime; echo "${seconds%.*}"; }
+
+join() {
+  case $1 in '' | *[!0-9]*) fail "$1 is no time" 64 ;; esac
+  began=$(uptime) told=-10
+  # `ss` loads the kernel's socket diagnosis, which is where MPTCP's tokens come from.
+  while :; do
+    all=$(connections) there=$(connections "$new_address")
+    missing=$(for token in $all; do case " $(echo $there) " in *" $token "*) ;; *) echo "$token" ;; esac; done)
+    [ -n "$missing" ] || break
+    now=$(uptime)
+    [ $((now - began)) -lt "$1" ] || break
+    if [ $((now - told)) -ge 4 ]; then announce; told=$now; fi
+    sleep 0.1
+  done
+  # Later connections have it from their first packet.
+  if [ -z "$missing" ]; then
+    dropped=true
+    [ -z "$all" ] || drop_old
+    $ip route replace default via "$new_gateway" dev "$new_device" src "$new_address" onlink
+  else
+    dropped=false
+  fi
+  echo "{\"connections\":$(count "$all"),\"joined\":$(($(count "$all") - $(count "$missing"))),\"dropped\":$dropped}"
+}
+
+finish() {
+  $ip link set dev "$new_device" mtu "$1"
+  $ip route replace "$new_subnet" dev "$new_device" src "$new_address"
+  $ip route replace default via "$new_gateway" dev "$new_device" src "$new_address" onlink
+  for id in $(endpoints_of "$old_address"); do $ip mptcp endpoint del id "$id"; done
+  table=$(table_of "$old_device")
+  while $ip rule del from "$old_address" lookup "$table" 2>/dev/null; do :; done
+  $ip route flush table "$table" 2>/dev/null
+  $ip address del "$old_with_prefix" dev "$old_device" 2>/dev/null
+  # Other defaults of the guest (from its boot, with a metric) led through the interface that waits now.
+  while $ip route del default dev "$old_device" 2>/dev/null; do :; done
+  if [ -d /run/systemd/network ]; then
+    printf '[Match]\nName=%s\n[Link]\nRequiredForOnline=no\n[Network]\nIgnoreCarrierLoss=5s\nAddress=%s\nGateway=%s\n' \
+      "$new_device" "$new_with_prefix" "$new_gateway" >"/run/systemd/network/10-viper-$new_device.network"
+    printf '[Match]\nName=%s\n[Link]\nRequiredForOnline=no\n[Network]\nLinkLocalAddressing=no\n' \
+      "$old_device" >"/run/systemd/network/10-viper-$old_device.network"
+  fi
+  echo "{\"device\":\"$new_device\"}"
+}
+
+forget() {
+  case $1 in *[!0-9.]* | '') fail "$1 is no address" 64 ;; esac
+  ended=0
+  for token in $(ss -tniOH dst "$1" 2>/dev/null | sed -n 's/.* token:[0-9a-f]*([^)]*)\/\([0-9a-f]*\)(.*/\1/p' | sort -u); do
+    ss -tniOH state established not dst "$1" | grep -q "/$token(" || continue
+    ss -tniOH dst "$1" | grep "/$token(" >/run/viper-forget
+    while read -r _ _ _ local remote _; do
+      ss -nK src "${local%:*}" sport = ":${local##*:}" dst "${remote%:*}" dport = ":${remote##*:}" >/dev/null 2>&1
+      ended=$((ended + 1))
+    done </run/viper-forget
+  done
+  rm -f /run/viper-forget
+  echo "{\"ended\":$ended}"
+}
+
+status() {
+  printf '{"interfaces":['
+  comma=
+  for directory in /sys/class/net/*; do
+    device=${directory##*/}
+    [ "$device" != lo ] || continue
+    addresses=$($ip -o -4 address show dev "$device" scope global | while read -r _ _ _ address _; do printf ',"%s"' "$address"; done)
+    printf '%s{"name":"%s","mac":"%s","mtu":%s,"addresses":[%s]}' "$comma" "$device" \
+      "$(cat "$directory/address")" "$(cat "$directory/mtu")" "${addresses#,}"
+    comma=,
+  done
+  printf '],"endpoints":['
+  $ip mptcp endpoint show 2>/dev/null | awk '{ printf "%s{\"address\":\"%s\",\"id\":%d}", (NR > 1 ? "," : ""), $1, $3 }'
+  printf '],"subflows":['
+  ss -tniOH state established 2>/dev/null | awk '
+    match($0, /token:[0-9a-f]*\([^)]*\)\/[0-9a-f]*/) {
+      token = substr($0, RSTART, RLENGTH); sub(/.*\//, "", token)
+      printf "%s{\"local\":\"%s\",\"remote\":\"%s\",\"token\":\"%s\"}", (n++ ? "," : ""), $3, $4, token
+    }'
+  echo ']}'
+}
+
+case ${1-} in
+  prepare | join | finish)
+    [ $# -eq 4 ] || fail "$1 wants NEW OLD and a number" 64
+    place new "$2" && place old "$3" && "$1" "$4"
+    ;;
+  forget) forget "${2-}" ;;
+  status) status ;;
+  *) fail "unknown step '${1-}'" 64 ;;
+esac
