@@ -37,6 +37,7 @@ export const moments: Moment[] = [
   { role: 'destination', state: 'reserved', mode: 'precopy' },
   { role: 'destination', state: 'waiting', mode: 'precopy' },
   { role: 'destination', state: 'owning', mode: 'precopy' },
+  { role: 'destination', state: 'owning', mode: 'postcopy' },
   { role: 'destination', state: 'arrived', mode: 'precopy' },
   { role: 'destination', state: 'rejecting', mode: 'precopy', by: 'cancel' },
 ];
@@ -56,6 +57,13 @@ export const cases: Case[] = [
     }),
   ),
 ];
+
+/**
+ * Stock QEMU has no way out of a post-copy that the destination cannot load: the VM is stopped at the source, the
+ * operator is told, and its disk is whole.
+ */
+export const stopsTheVm = ({ moment: { mode }, fault }: Case): boolean =>
+  mode === 'postcopy' && fault === 'destination refuses the state';
 
 /** A few that end soon and cover both daemons, a QEMU and the link. */
 export const quickCases: Case[] = [

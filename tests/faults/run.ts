@@ -41,23 +41,32 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => 
 }
 
 const table = new Table({
-  head: ['case', 'outcome', 'lost', 'doubled', 'left over', 's'],
+  head: ['case', 'outcome', 'lost', 'stopped', 'doubled', 'left over', 's'],
   style: { head: [] },
 });
-for (const { name, outcome, lost, doubled, leftovers, problem, seconds } of outcomes) {
+for (const { name, outcome, lost, stopped, doubled, leftovers, problem, seconds } of outcomes) {
   const count = (is: boolean) => (is ? '1' : '0');
-  table.push([name, problem ?? outcome, count(lost), count(doubled), leftovers.join('\n') || '0', seconds]);
+  table.push([
+    name,
+    problem ?? outcome,
+    count(lost),
+    count(stopped),
+    count(doubled),
+    leftovers.join('\n') || '0',
+    seconds,
+  ]);
 }
 console.log(table.toString());
 const sum = {
   cases: outcomes.length,
   lost: outcomes.filter(({ lost }) => lost).length,
+  stopped: outcomes.filter(({ stopped }) => stopped).length,
   doubled: outcomes.filter(({ doubled }) => doubled).length,
   leftovers: outcomes.filter(({ leftovers }) => leftovers.length > 0).length,
   notRun: outcomes.filter(({ problem }) => problem).length,
 };
 console.log(
-  `${sum.cases} cases: ${sum.lost} lost, ${sum.doubled} doubled, ${sum.leftovers} with leftovers, ${sum.notRun} stuck or not met`,
+  `${sum.cases} cases: ${sum.lost} lost, ${sum.stopped} stopped by a post-copy that cannot be loaded, ${sum.doubled} doubled, ${sum.leftovers} with leftovers, ${sum.notRun} stuck or not met`,
 );
 process.exitCode = sum.lost + sum.doubled + sum.leftovers + sum.notRun > 0 || sum.cases === 0 ? 1 : 0;
 

@@ -14,7 +14,7 @@ import { guestImage } from '../../src/lab/guests.ts';
 import { MiB } from '../../src/model/units.ts';
 import { type Migration, type Operation, ViperError } from '../../src/sdk/client.ts';
 import { checked, startCheckers } from '../integration/migration-lab.ts';
-import { type Case, type Fault, nameOf } from './cases.ts';
+import { type Case, type Fault, nameOf, stopsTheVm } from './cases.ts';
 import { filesIn, qemusOf, tracesInQemu, vcpuTicks } from './outside.ts';
 
 const vmName = 'one';
@@ -32,6 +32,8 @@ export interface Outcome {
   /** Where the VM is at the end, and how. */
   outcome: string;
   lost: boolean;
+  /** Of a case that `stopsTheVm`: its memory is gone, its disk starts. */
+  stopped: boolean;
   doubled: boolean;
   leftovers: string[];
   /** The moment was not met, or the migration never came to rest. */
@@ -134,6 +136,7 @@ export class Stage implements AsyncDisposable {
       name: nameOf(one),
       outcome: '',
       lost: false,
+      stopped: false,
       doubled: false,
       leftovers: [],
       seconds: 0,
@@ -150,7 +153,7 @@ export class Stage implements AsyncDisposable {
       });
       const struck = await this.#strike(one, from, to, vmId);
       const told = await this.#settle(one.fault, struck);
-      await this.#judge(outcome, one.fault, struck, told, filesBefore);
+      await this.#judge(outcome, one, struck, told, filesBefore);
     } catch (error) {
       outcome.problem = error instanceof Error ? error.message : String(error);
       await this.#heal();
@@ -329,11 +332,12 @@ export class Stage implements AsyncDisposable {
 
   async #judge(
     outcome: Outcome,
-    fault: Fault,
-    { from, vmId, migrationId }: Struck,
+    one: Case,
+    struck: Struck,
     told: string,
     filesBefore: string[],
   ): Promise<void> {
+    const { from, vmId, migrationId } = struck;
     const holders: LabCloudlet[] = [];
     for (const each of this.cloudlets) if (await this.#vmAt(each, vmId)) holders.push(each);
     const pids = await Promise.all(this.cloudlets.map(({ directory }) => qemusOf(vmId, directory)));
@@ -353,7 +357,12 @@ export class Stage implements AsyncDisposable {
         outcome.lost = true;
         outcome.outcome += `: ${error.message}`;
       });
-    } else if (vm.state !== 'crashed' || !fault.endsWith('QEMU')) outcome.lost = true;
+    } else if (vm.state === 'crashed' && stopsTheVm(one)) {
+      outcome.outcome = `stopped at the ${side}${(await this.#attention(struck)) ? ' (operator told)' : ''}`;
+      await holder.viper.wait(await holder.viper.startVm({ params: { vm: vmId } }));
+      outcome.stopped = (await this.#vmAt(holder, vmId))?.state === 'running';
+      outcome.lost = !outcome.stopped || !outcome.outcome.endsWith('told)');
+    } else if (vm.state !== 'crashed' || !one.fault.endsWith('QEMU')) outcome.lost = true;
 
     // What is in QEMU can only be asked by one at a time.
     for (const each of this.cloudlets) {
@@ -368,7 +377,7 @@ export class Stage implements AsyncDisposable {
         const traces = await tracesInQemu(this.#vmDirectory(each, vmId)).catch((error) => [String(error)]);
         outcome.leftovers.push(...traces.map((trace) => `${trace} at ${each.name}`));
         await each.start();
-      } else if (processes > 0) outcome.leftovers.push(`QEMU of a ${vm.state} VM`);
+      } else if (processes > 0 && !outcome.stopped) outcome.leftovers.push(`QEMU of a ${vm.state} VM`);
       if ((await this.#migration(each, migrationId))?.over === false)
         outcome.leftovers.push(`an open migration at ${each.name}`);
     }

@@ -214,6 +214,38 @@ test(
   },
 );
 
+test(
+  'a daemon starts although the QEMU of a VM in migration hangs, and goes on with it when that answers',
+  options,
+  async () => {
+    const { migrationId } = await whileMemoryIsCopied();
+    const migration = () => north.viper.getMigration({ params: { migration: migrationId } });
+    const [pid] = await qemusOf(vmId, north.directory);
+    await north.stop('SIGKILL');
+    process.kill(pid!, 'SIGSTOP');
+    try {
+      await north.start();
+      const { state, over } = await migration();
+      assert.deepEqual([state, over], ['copying', false]);
+      for await (const { kind, data } of north.viper.events({
+        after: 0,
+        signal: AbortSignal.timeout(20_000),
+      }))
+        if (kind === 'migration.attention' && data.migrationId === migrationId) break;
+    } finally {
+      process.kill(pid!, 'SIGCONT');
+    }
+    const ended = await until('the end', migration, ({ over }) => over);
+    assert.deepEqual([ended.state, ended.failure?.code], ['ended', 'interrupted']);
+    await until(
+      'the VM',
+      () => north.viper.getVm({ params: { vm: 'one' } }),
+      ({ state, operationId }) => state === 'running' && !operationId,
+    );
+    await verified(north);
+  },
+);
+
 /** From the journal of the source, which nobody else can read. */
 function secretOf(migrationId: string): string {
   const database = new DatabaseSync(path.join(north.directory, stateFileName), { readOnly: true });
