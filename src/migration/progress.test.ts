@@ -79,7 +79,7 @@ test('rate and ETA come from what moved, and are missing before anything has', (
     round: 2,
     doneBytes: 1000,
     totalBytes: 3000,
-    dirtyBps: 3 * 4096 * 8,
+    dirtyBps: 2000 * 8,
     rateBps: 8000,
     etaMs: 2000,
   });

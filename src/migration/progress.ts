@@ -4,12 +4,14 @@
  */
 import {
   type EngineStatistics,
+  type MigrationCost,
   type MigrationPhase,
   type MigrationProgress,
   type MigrationResult,
   migrationPhases,
 } from '../model/migration.ts';
 import type { MigrationInfo } from '../qmp/index.ts';
+import { DirtyMeter } from './dirtying.ts';
 import type { MirrorProgress } from './mirror.ts';
 
 /** The bar ends only when the migration does. */
@@ -23,6 +25,9 @@ export class ProgressTracker {
   #fraction = 0;
   #disk: MirrorProgress = { doneBytes: 0, totalBytes: 0 };
   #memory: MigrationInfo = {};
+  readonly #dirtying = new DirtyMeter();
+  #throttlePercent = 0;
+  #costThere: MigrationCost | undefined;
   #doneBytes = 0;
   #lastRate: { at: number; doneBytes: number } | undefined;
   #rateBps = 0;
@@ -57,6 +62,8 @@ export class ProgressTracker {
 
   memory(info: MigrationInfo): void {
     this.#memory = info;
+    this.#dirtying.note(info, this.#now());
+    this.#throttlePercent = Math.max(this.#throttlePercent, info['cpu-throttle-percentage'] ?? 0);
     this.#measure();
   }
 
@@ -73,6 +80,11 @@ export class ProgressTracker {
   /** The vCPUs stopped here. */
   paused(): void {
     this.#pausedAt ??= this.#now();
+  }
+
+  /** What the destination says of its own work. */
+  costThere(cost: MigrationCost): void {
+    this.#costThere = cost;
   }
 
   /** The destination said that they run there. */
@@ -93,7 +105,7 @@ export class ProgressTracker {
       round: ram?.['dirty-sync-count'] ?? 0,
       doneBytes: this.#doneBytes,
       totalBytes: total,
-      dirtyBps: this.#dirtyBps(),
+      dirtyBps: this.#dirtying.latestBps,
       rateBps: this.#rateBps,
       ...(this.#rateBps > 0 && { etaMs: Math.round((remaining * 8000) / this.#rateBps) }),
       ...(expectedMs !== undefined && { forecastDowntimeMs: expectedMs }),
@@ -115,12 +127,14 @@ export class ProgressTracker {
       memoryBytes,
       diskBytes: this.#disk.doneBytes,
       zeroPages: ram?.duplicate ?? 0,
-      dirtyBps: this.#dirtyBps(),
+      dirtyBps: this.#dirtying.meanBps,
+      maxDirtyBps: this.#dirtying.maxBps,
       rateBps: Math.round(((memoryBytes + this.#disk.doneBytes) * 8000) / Math.max(1, totalMs)),
-      throttlePercent: info['cpu-throttle-percentage'] ?? 0,
+      throttlePercent: this.#throttlePercent,
       pageRequests: condensed?.requestedPages ?? ram?.['postcopy-requests'] ?? 0,
       finishedAs: this.#wasPostcopy ? 'postcopy' : 'precopy',
       ...(condensed && { condensed }),
+      ...(this.#costThere && { destination: this.#costThere }),
     };
   }
 
@@ -142,10 +156,5 @@ export class ProgressTracker {
     if (this.#phase === 'done') return 0;
     const disk = Math.max(0, this.#disk.totalBytes - this.#disk.doneBytes);
     return disk + (this.#memory.ram?.remaining ?? this.#memoryTotal);
-  }
-
-  #dirtyBps(): number {
-    const { ram } = this.#memory;
-    return ram ? ram['dirty-pages-rate'] * ram['page-size'] * 8 : 0;
   }
 }

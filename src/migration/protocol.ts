@@ -27,7 +27,7 @@
  *
  * Every message may be lost, repeated or late; both sides repeat until answered. The higher epoch wins.
  */
-import type { MigrationOptions, VmToMove } from '../model/migration.ts';
+import type { MigrationCost, MigrationOptions, VmToMove } from '../model/migration.ts';
 
 /** What the destination gave for this one migration: the right to open its sessions. */
 export interface Ticket {
@@ -55,7 +55,8 @@ export type ToSource =
   | { name: 'prepared'; ticket: Ticket }
   | { name: 'refused'; problems: Problem[] }
   | { name: 'committed'; epoch: number }
-  | { name: 'running'; epoch: number; complete: boolean }
+  /** `cost` with the last one: what the migration cost the destination. */
+  | { name: 'running'; epoch: number; complete: boolean; cost?: MigrationCost }
   | { name: 'rejected'; reason: string }
   | { name: 'recover'; ticket: Ticket }
   | { name: 'gone' }

@@ -155,7 +155,10 @@ export class SourceMigration {
 
   /** Takes a message of the destination. */
   async receive(message: ToSource): Promise<void> {
-    if (message.name === 'running') this.#tracker.resumed();
+    if (message.name === 'running') {
+      this.#tracker.resumed();
+      if (message.cost) this.#tracker.costThere(message.cost);
+    }
     if (message.name === 'recover') return this.#recover(message.ticket);
     await this.#engine.dispatch(message);
   }

@@ -86,6 +86,36 @@ export interface EngineStatistics {
   fallback?: string;
 }
 
+/** What a migration cost one of its two sides while it ran. */
+export interface MigrationCost {
+  /** CPU time of the daemon, whatever else it did then. */
+  daemonCpuMs: number;
+  /** CPU time of QEMU beside its vCPUs. */
+  qemuCpuMs: number;
+  /** The most bytes that were on disk because of it. */
+  diskBytes: number;
+}
+
+/** What its sessions of disk and memory put on the link, and how fast that has shown to be. */
+export interface LinkUse {
+  sentBytes: number;
+  /** Once more, after cuts. */
+  resentBytes: number;
+  receivedBytes: number;
+  reconnects: number;
+  /** The fastest that bytes have arrived. */
+  rateBps: number;
+  rttMs?: number;
+}
+
+/** The share of the time that the guest's vCPUs ran, all together: 100 for one that is always busy. */
+export interface GuestShare {
+  /** While the destination was being prepared. */
+  beforePercent: number;
+  /** From then to the end, its pause counted in. A guest that has less to do has less, too. */
+  duringPercent: number;
+}
+
 /** What was measured, when it is over. */
 export interface MigrationResult {
   /** From the request to: destination complete, source released. */
@@ -99,14 +129,25 @@ export interface MigrationResult {
   memoryBytes: number;
   diskBytes: number;
   zeroPages: number;
+  /** How fast the guest dirtied its memory on average, and at the most. 0 for one whose memory went in one pass. */
   dirtyBps: number;
+  maxDirtyBps: number;
+  /** Memory and disk over the whole time. */
   rateBps: number;
-  /** The share of its time by which auto-converge slowed the guest at last. */
+  /** The most by which auto-converge slowed the guest. */
   throttlePercent: number;
   /** Post-copy only: page faults that went over the link. */
   pageRequests: number;
   finishedAs: 'precopy' | 'postcopy';
   condensed?: EngineStatistics;
+  /** The base image, where it went first. */
+  imageBytes?: number;
+  link?: LinkUse;
+  /** Share of the link's best rate that was used over the whole time. */
+  linkUsePercent?: number;
+  guest?: GuestShare;
+  source?: MigrationCost;
+  destination?: MigrationCost;
 }
 
 /** Why a migration did not move the VM. The VM is where it was. */

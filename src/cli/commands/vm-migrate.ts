@@ -158,5 +158,6 @@ export function withUnit(name: string, value: number): string {
   if (name.endsWith('Bytes')) return formatBytes(value);
   if (name.endsWith('Bps')) return formatBitRate(value);
   if (name.endsWith('Ms')) return formatDuration(value);
+  if (name.endsWith('Percent')) return `${value} %`;
   return String(value);
 }

@@ -111,6 +111,11 @@ export const MigrationCheck = Exact({
   hasImage: Type.Boolean({ description: 'Else the source sends the base image first.' }),
 });
 const Ticket = Exact({ secret: Type.String({ maxLength: 200 }), expiresAt: Time });
+const MigrationCost = Exact({
+  daemonCpuMs: Type.Number({ description: 'Of the daemon, whatever else it did then.' }),
+  qemuCpuMs: Type.Number({ description: 'Of QEMU beside its vCPUs.' }),
+  diskBytes: Type.Integer({ minimum: 0, description: 'The most that was on disk because of it.' }),
+});
 /** What two daemons say to each other about one migration; see src/migration/protocol.ts. */
 export const MigrationMessage = Type.Union([
   Exact({ name: Type.Literal('prepare'), vm: VmToMove, options: MigrationOptions }),
@@ -124,7 +129,12 @@ export const MigrationMessage = Type.Union([
   Exact({ name: Type.Literal('recover'), ticket: Ticket }),
   Exact({ name: Type.Literal('refused'), problems: Type.Array(Problem, { maxItems: 100 }) }),
   Exact({ name: Type.Literal('committed'), epoch: Type.Integer() }),
-  Exact({ name: Type.Literal('running'), epoch: Type.Integer(), complete: Type.Boolean() }),
+  Exact({
+    name: Type.Literal('running'),
+    epoch: Type.Integer(),
+    complete: Type.Boolean(),
+    cost: Type.Optional(MigrationCost),
+  }),
   Exact({ name: Type.Literal('rejected'), reason: Type.String({ maxLength: 10_000 }) }),
 ]);
 
@@ -163,6 +173,18 @@ const EngineStatistics = Exact({
   }),
   fallback: Type.Optional(Type.String({ description: 'Why it could do less than it can.' })),
 });
+const LinkUse = Exact({
+  sentBytes: Bytes,
+  resentBytes: Bytes,
+  receivedBytes: Bytes,
+  reconnects: Type.Integer(),
+  rateBps: Type.Number({ minimum: 0, description: 'The fastest that bytes have arrived.' }),
+  rttMs: Type.Optional(Type.Number()),
+});
+const GuestShare = Exact({
+  beforePercent: Type.Number({ description: 'While the destination was being prepared.' }),
+  duringPercent: Type.Number({ description: 'From then to the end, its pause counted in.' }),
+});
 export const MigrationResult = Exact({
   totalMs: Type.Number(),
   downtimeMs: Type.Optional(Type.Number()),
@@ -172,12 +194,21 @@ export const MigrationResult = Exact({
   memoryBytes: Bytes,
   diskBytes: Bytes,
   zeroPages: Type.Integer(),
-  dirtyBps: Bps,
+  dirtyBps: { ...Bps, description: 'On average.' },
+  maxDirtyBps: Type.Optional(Bps),
   rateBps: Bps,
   throttlePercent: Type.Number(),
   pageRequests: Type.Integer(),
   finishedAs: OneOf(['precopy', 'postcopy']),
   condensed: Type.Optional(EngineStatistics),
+  imageBytes: Type.Optional(Bytes),
+  link: Type.Optional(LinkUse),
+  linkUsePercent: Type.Optional(
+    Type.Number({ description: "Share of the link's best rate that was used over the whole time." }),
+  ),
+  guest: Type.Optional(GuestShare),
+  source: Type.Optional(MigrationCost),
+  destination: Type.Optional(MigrationCost),
 });
 export const Migration = Exact({
   id: Uuid,

@@ -5,6 +5,7 @@ import { DestinationMigration } from '../../migration/destination.ts';
 import { isDestinationOver } from '../../migration/destination-machine.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import type { Managed } from '../vms/registry.ts';
+import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing } from './doubt.ts';
 import { type HalfParts, narrate } from './half.ts';
 import type { DestinationRecord } from './record.ts';
@@ -27,7 +28,7 @@ export function makeDestination(
   { check, onOver }: DestinationHooks,
 ): DestinationMigration {
   const { id, vm, options, peer } = record;
-  const { journal, peers, registry, vms, runner, images, networks } = parts;
+  const { journal, peers, registry, vms, runner, images, networks, paths } = parts;
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => {
     const explain = migration.state.name === 'arrived' ? pagesAreMissing : doubtAtDestination;
@@ -37,8 +38,13 @@ export function makeDestination(
   let arriving = found;
   let isOver = false;
   let hasArrived = false;
+  let meter: CostMeter | undefined;
 
   const make = async () => {
+    meter ??= new CostMeter({
+      pid: () => arriving?.record.process?.pid,
+      directory: paths.vm(vm.id),
+    });
     const image = options.storage === 'copied' ? images.get(vm.image.digest) : undefined;
     networks.destination.taken(id);
     const { spec, attachment } = networks.destination.settle(id, vm.spec);
@@ -63,6 +69,7 @@ export function makeDestination(
     return machine;
   };
   const end = async (state: DestinationMigration['state']): Promise<void> => {
+    meter?.[Symbol.dispose]();
     if (arriving?.operationId === id) delete arriving.operationId;
     // The VM first: a daemon that dies in between finds the migration open, and ends it again.
     if (arriving && state.name === 'settled') await vms.settle(arriving, { epoch: state.epoch });
@@ -82,7 +89,8 @@ export function makeDestination(
     surroundings: {
       journal: { append: (state) => journal.append(record, state) },
       send: async (message) => {
-        const sent = peers.send(peer.id, id, message);
+        const isLast = message.name === 'running' && message.complete;
+        const sent = peers.send(peer.id, id, isLast && meter ? { ...message, cost: meter.cost } : message);
         // It says every second that it runs: as long as nobody hears it, nobody sends the pages either.
         if (lacksPages()) sent.then(doubt.stop.bind(doubt), () => doubt.note(lacksPages()));
         await sent;
@@ -98,6 +106,7 @@ export function makeDestination(
         await networks.destination.drop(id);
       },
       onState: (state) => {
+        meter?.sample();
         if (!lacksPages()) doubt.note(isDestinationInDoubt(state));
         tell.state(state.name);
         if (state.name === 'arrived' && arriving && arriving.record.state === 'arriving')

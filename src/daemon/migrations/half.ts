@@ -3,6 +3,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { EventLog } from '../events.ts';
 import type { ImageService } from '../images.ts';
 import type { Networks } from '../networks/service.ts';
+import type { Paths } from '../paths.ts';
 import type { VmRegistry } from '../vms/registry.ts';
 import type { Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
@@ -18,6 +19,7 @@ export interface HalfParts {
   networks: Networks;
   runner: Runner;
   images: ImageService;
+  paths: Paths;
   events: EventLog;
   log: FastifyBaseLogger;
 }

@@ -14,7 +14,6 @@ import { AppError, asAppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { MigrationOptions, MigrationProgress, VmToMove } from '../../model/migration.ts';
 import type { Principal } from '../credentials.ts';
-import type { Paths } from '../paths.ts';
 import type { Store } from '../store/index.ts';
 import type { Managed } from '../vms/registry.ts';
 import { makeDestination } from './destination-half.ts';
@@ -30,7 +29,6 @@ const questionMs = 2000;
 export interface HalvesOptions extends HalfParts {
   store: Store;
   isDraining: () => boolean;
-  paths: Paths;
 }
 
 export class Halves {

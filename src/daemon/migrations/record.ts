@@ -23,6 +23,8 @@ interface Common {
   finishedAt?: string;
   progress?: MigrationProgress;
   result?: MigrationResult;
+  /** The base image that was sent before. */
+  imageBytes?: number;
 }
 export type SourceRecord = Common & { role: 'source'; state: SourceState };
 export type DestinationRecord = Common & { role: 'destination'; state: DestinationState };

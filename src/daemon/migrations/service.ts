@@ -116,6 +116,7 @@ export class MigrationService {
         peer: { id: peer.id, name: peer.name },
         createdAt: new Date().toISOString(),
         state: plannedSource(vm.epoch),
+        ...(hasImage ? {} : { imageBytes: vm.image.fileBytes }),
       };
       try {
         return await this.#migrate(managed, record, work, (migration) => migration.start());

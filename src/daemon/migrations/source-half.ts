@@ -3,10 +3,12 @@
 import { setImmediate } from 'node:timers/promises';
 import { SourceMigration } from '../../migration/source.ts';
 import { isSourceOver, type SourceState } from '../../migration/source-machine.ts';
-import type { MigrationProgress } from '../../model/migration.ts';
+import type { MigrationProgress, MigrationResult } from '../../model/migration.ts';
 import type { Managed } from '../vms/registry.ts';
+import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtSource, isSourceInDoubt } from './doubt.ts';
 import { type HalfParts, narrate } from './half.ts';
+import { LinkMeter } from './link-meter.ts';
 import type { SourceRecord } from './record.ts';
 
 /** A destination that has not answered `prepare` by then is not waited for any longer. */
@@ -28,11 +30,17 @@ export function makeSource(
   { onProgress, onOver }: SourceHooks,
 ): SourceMigration {
   const { id, vm, options, peer } = record;
-  const { journal, peers, vms, runner, networks } = parts;
+  const { journal, peers, vms, runner, networks, paths } = parts;
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name)));
   let since = performance.now();
   let isOver = false;
+  const link = new LinkMeter();
+  const meter = new CostMeter({
+    pid: () => managed?.record.process?.pid,
+    directory: paths.vm(vm.id),
+    onSample: () => link.sample(),
+  });
 
   const giveUpIfLate = ({ name }: SourceState): void => {
     const waitedMs = performance.now() - since;
@@ -40,7 +48,9 @@ export function makeSource(
     if (name === 'withdrawing' && waitedMs > withdrawTimeoutMs) void migration.giveUp().catch(() => {});
   };
   const end = async (): Promise<void> => {
-    const { state, progress, result } = migration;
+    const { state, progress } = migration;
+    const result = withFigures(migration.result, meter, link, record);
+    meter[Symbol.dispose]();
     if (managed?.operationId === id) delete managed.operationId;
     // The VM first: a daemon that dies in between finds the migration open, and ends it again.
     if (managed && state.name === 'ended') await vms.settle(managed, { epoch: state.epoch });
@@ -64,7 +74,11 @@ export function makeSource(
         giveUpIfLate(migration.state);
         await peers.send(peer.id, id, message);
       },
-      openSession: (purpose, ticket, signal) => peers.openSession(peer.id, id, purpose, ticket, signal),
+      openSession: async (purpose, ticket, signal) => {
+        const session = await peers.openSession(peer.id, id, purpose, ticket, signal);
+        link.add(session);
+        return session;
+      },
       discard: async () => {
         // The destination has a disk of its own now; one that both open stays, for it is the VM's.
         if (managed && options.storage === 'copied') await runner.removeSharedDisk(managed.record);
@@ -72,6 +86,8 @@ export function makeSource(
       },
       onState: (state) => {
         since = performance.now();
+        if (state.name === 'copying') meter.copyBegins();
+        else meter.sample();
         doubt.note(isSourceInDoubt(state));
         tell.state(state.name);
         if (!isSourceOver(state) || isOver) return;
@@ -84,4 +100,26 @@ export function makeSource(
     },
   });
   return migration;
+}
+
+/** What the machine of the migration cannot see: the link, and what it all cost here. */
+function withFigures(
+  result: MigrationResult,
+  meter: CostMeter,
+  link: LinkMeter,
+  { imageBytes }: SourceRecord,
+): MigrationResult {
+  const { use } = link;
+  const { guestShare } = meter;
+  const usedBps = use && ((use.sentBytes + use.resentBytes) * 8000) / Math.max(1, result.totalMs);
+  return {
+    ...result,
+    ...(imageBytes === undefined ? {} : { imageBytes }),
+    ...(use ? { link: use } : {}),
+    ...(use && use.rateBps > 0
+      ? { linkUsePercent: Math.min(100, Math.round((100 * usedBps!) / use.rateBps)) }
+      : {}),
+    ...(guestShare ? { guest: guestShare } : {}),
+    source: meter.cost,
+  };
 }
