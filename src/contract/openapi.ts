@@ -16,6 +16,7 @@ const tags = {
   snapshots: 'Golden snapshots: an image plus the RAM of a VM just booted from it.',
   vms: 'Virtual machines.',
   migrations: 'VMs on their way between cloudlets.',
+  following: 'Neighbours, devices, and where a VM should be: it follows its device.',
   operations: 'Long work: every 202 answers with an operation to watch.',
   tokens: 'Credentials: bearer tokens and client certificates.',
   fleet: 'The cloudlets that know each other.',

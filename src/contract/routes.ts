@@ -7,6 +7,7 @@ import type { Static, TSchema } from 'typebox';
 import { endpoints, type OperationName } from './endpoints.ts';
 import { cloudletRoutes } from './routes/cloudlet.ts';
 import { fleetRoutes } from './routes/fleet.ts';
+import { followRoutes } from './routes/follow.ts';
 import { imageRoutes } from './routes/images.ts';
 import { migrationRoutes } from './routes/migrations.ts';
 import { operationRoutes } from './routes/operations.ts';
@@ -23,6 +24,7 @@ export const routes = {
   ...snapshotRoutes,
   ...vmRoutes,
   ...migrationRoutes,
+  ...followRoutes,
   ...operationRoutes,
   ...tokenRoutes,
   ...fleetRoutes,

@@ -8,6 +8,7 @@ import type { Static, TSchema } from 'typebox';
 export { Digest, ErrorReply, Name, PageQuery, Reference, Uuid } from './schemas/basics.ts';
 export * from './schemas/cloudlet.ts';
 export * from './schemas/fleet.ts';
+export * from './schemas/follow.ts';
 export * from './schemas/images.ts';
 export * from './schemas/migrations.ts';
 export * from './schemas/networks.ts';

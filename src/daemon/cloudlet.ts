@@ -19,6 +19,7 @@ import { type Config, loadConfig } from './config.ts';
 import { Credentials } from './credentials.ts';
 import { EventLog } from './events.ts';
 import { Fleet } from './fleet.ts';
+import { Follow } from './follow/service.ts';
 import { ImageService } from './images.ts';
 import { LogOutput } from './log-output.ts';
 import { Metrics } from './metrics.ts';
@@ -64,6 +65,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly drain: Drain;
   readonly networks: Networks;
   readonly fleet: Fleet;
+  readonly follow: Follow;
   readonly host: Host;
   readonly metrics: Metrics;
   /** The OpenAPI document as JSON: made once, it never changes. */
@@ -94,6 +96,7 @@ export class Cloudlet implements AsyncDisposable {
       await cloudlet.migrations.recover();
       await cloudlet.networks.recover((id) => cloudlet.migrations.isOpen(id));
       cloudlet.fleet.start();
+      cloudlet.follow.start();
     } catch (error) {
       await cloudlet.close();
       throw error;
@@ -186,6 +189,18 @@ export class Cloudlet implements AsyncDisposable {
         });
       },
     });
+    this.follow = new Follow({
+      identity: () => this.identity,
+      config,
+      store,
+      events: this.events,
+      operations: this.operations,
+      credentials: this.credentials,
+      registry: this.#registry,
+      fleet: this.fleet,
+      migrations: () => this.migrations,
+      log,
+    });
     this.migrations = new MigrationService({
       identity: () => this.identity,
       store,
@@ -198,6 +213,7 @@ export class Cloudlet implements AsyncDisposable {
       networks: this.networks,
       fleet: this.fleet,
       isDraining: () => this.drain.isDraining,
+      companion: this.follow,
       paths,
       log,
     });
@@ -208,6 +224,7 @@ export class Cloudlet implements AsyncDisposable {
       registry: this.#registry,
       migrations: this.migrations,
       fleet: this.fleet,
+      nearness: (vmId) => this.follow.nearness(vmId),
     });
     this.#runner = runner;
     this.#paths = paths;
@@ -270,6 +287,7 @@ export class Cloudlet implements AsyncDisposable {
     await this.indexes.close();
     this.networks.close();
     this.#watch.detach();
+    await this.follow.close();
     await this.fleet.close();
     this.events.close();
     this.#store.close();

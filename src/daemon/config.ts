@@ -10,6 +10,7 @@ import { AppError } from '../model/errors.ts';
 import { GiB, MiB } from '../model/units.ts';
 import type { InstanceType, Storage } from '../model/vm.ts';
 import { type CloudletNetwork, requireAddressPlan } from '../network/index.ts';
+import { type FollowConfig, FollowConfigFile, followConfig } from './follow/config.ts';
 import { compileFor, invalidRequest, problemsOf } from './http/validation.ts';
 
 export const defaultListen = '127.0.0.1:7443';
@@ -36,6 +37,8 @@ export interface Config {
   reserveBytes: number;
   /** What may stay here of the memory of VMs that have left, encrypted; 0: nothing. */
   keptMemoryBytes: number;
+  /** How VMs follow their devices. */
+  follow: FollowConfig;
 }
 
 const instance = (name: string, cpus: number, memoryBytes: number, diskBytes: number): InstanceType => ({
@@ -64,6 +67,7 @@ export const defaultConfig: Config = {
   cpuModel: 'Nehalem-v1',
   reserveBytes: 256 * MiB,
   keptMemoryBytes: 4 * GiB,
+  follow: followConfig(),
 };
 
 const Ipv4 = Type.String({ format: 'ipv4' });
@@ -114,6 +118,7 @@ const ConfigFile = Type.Object(
     cpuModel: Type.Optional(Type.String()),
     reserveBytes: Type.Optional(Type.Integer({ minimum: 0 })),
     keptMemoryBytes: Type.Optional(Type.Integer({ minimum: 0 })),
+    follow: Type.Optional(FollowConfigFile),
   },
   { additionalProperties: false },
 );
@@ -143,6 +148,7 @@ export async function loadConfig(directory: string): Promise<Config> {
   return {
     ...defaultConfig,
     ...settings,
+    follow: followConfig(settings.follow),
     networks: [...defaultConfig.networks, ...(settings.networks ?? [])],
   };
 }

@@ -135,6 +135,47 @@ export class Credentials {
     return secret === undefined ? { token } : { token, secret };
   }
 
+  /**
+   * Takes in the token of a device that another cloudlet hands over with its VM: its hash, which is all that anybody
+   * keeps of it. It is good for nothing but the device's own routes. Gives the id of the credential.
+   * Errors: `forbidden` if the same token means something else here.
+   */
+  adoptDevice({
+    name,
+    hash: tokenHash,
+    expiresAt,
+  }: {
+    name: string;
+    hash: string;
+    expiresAt?: string;
+  }): Uuid {
+    const known = this.#store.credentials.getByHash('bearer', tokenHash);
+    if (known) {
+      if (known.revokedAt === undefined && known.scopes.join() === 'device') return known.id;
+      throw new AppError('forbidden', 'The token of the device is revoked here, or has another use', {
+        wanted: ['a token of a device'],
+      });
+    }
+    const id = newId();
+    this.#store.credentials.insert({
+      id,
+      name: `device ${name} ${id.slice(0, 8)}`,
+      kind: 'bearer',
+      hash: tokenHash,
+      scopes: ['device'],
+      createdAt: this.#time(0),
+      ...(expiresAt === undefined ? {} : { expiresAt }),
+    });
+    return id;
+  }
+
+  /** What another cloudlet has to know of a device's token to let it in. */
+  handOut(id: Uuid): { hash: string; expiresAt?: string } | undefined {
+    const record = this.#store.credentials.get(id);
+    if (!record || record.revokedAt !== undefined || record.kind !== 'bearer') return undefined;
+    return { hash: record.hash, ...(record.expiresAt === undefined ? {} : { expiresAt: record.expiresAt }) };
+  }
+
   /** Oldest first, revoked and expired ones among them. */
   list(request: PageRequest): Page<Credential> {
     const page = this.#store.credentials.list(request);

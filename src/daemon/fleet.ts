@@ -6,8 +6,10 @@ import type { FastifyBaseLogger } from 'fastify';
 import {
   type Admission,
   acceptAnnouncement,
+  acceptRemoval,
   admitMember,
   announce,
+  announceRemoval,
   asPeer,
   type CloudletIdentity,
   certificateExpiresInDays,
@@ -48,6 +50,7 @@ export class Fleet {
   readonly #closing = new AbortController();
   #identity: CloudletIdentity;
   #refreshing: Promise<void> | undefined;
+  readonly #listeners = new Set<() => void>();
 
   constructor(options: FleetOptions) {
     const { identity, store } = options;
@@ -67,6 +70,11 @@ export class Fleet {
       : { cloudletId: found.cloudletId };
   };
 
+  /** Called whenever a peer has come or gone. */
+  onChanged(listener: () => void): void {
+    this.#listeners.add(listener);
+  }
+
   /** Tells the fleet of this cloudlet now and then learns of others every minute. */
   start(): void {
     this.#refreshing = this.#refreshForever();
@@ -74,7 +82,8 @@ export class Fleet {
 
   async #refreshForever(): Promise<void> {
     const { signal } = this.#closing;
-    const call = { peers: this.directory, client: this.client, signal };
+    const { founderId } = this.#identity;
+    const call = { peers: this.directory, client: this.client, signal, founderId };
     let announced = false;
     while (!signal.aborted) {
       try {
@@ -82,8 +91,9 @@ export class Fleet {
           const { failed } = await announce({ ...call, self: asPeer(this.#identity) });
           announced = failed.length === 0;
         }
-        const { learned } = await syncPeers(call);
+        const { learned, removed } = await syncPeers(call);
         for (const peer of learned) this.#joined(peer);
+        for (const peer of removed) this.#gone(peer);
         await this.#renewIfDue();
       } catch (error) {
         if (!signal.aborted)
@@ -122,6 +132,7 @@ export class Fleet {
       kind: 'peer.joined',
       data: { peerId: peer.id, name: peer.name, url: peer.url },
     });
+    for (const listener of this.#listeners) listener();
   }
 
   peers(): Peer[] {
@@ -157,9 +168,27 @@ export class Fleet {
       this.#joined(peer);
   }
 
+  /** From the founder it spreads at once, and to those who cannot be reached now when they ask again. */
   remove(id: Uuid): void {
-    const { name } = this.directory.remove(id, Date.now());
+    this.#gone(this.directory.remove(id, Date.now()));
+    if (this.#identity.founderId !== undefined) return;
+    const call = { peers: this.directory, client: this.client, signal: this.#closing.signal, removed: id };
+    announceRemoval(call).catch((error) => {
+      if (!this.#closing.signal.aborted)
+        this.#options.log.warn({ err: error }, 'telling of a removal failed');
+    });
+  }
+
+  /** The founder tells that a cloudlet is out. */
+  removalAnnounced(id: Uuid, caller: Principal): void {
+    const by = { cloudletId: cloudletOf(caller) };
+    const gone = acceptRemoval(this.directory, by, this.#identity.founderId, id);
+    if (gone) this.#gone(gone);
+  }
+
+  #gone({ id, name }: Peer): void {
     this.#options.events.append({ kind: 'peer.removed', data: { peerId: id, name } });
+    for (const listener of this.#listeners) listener();
     void this.client.forget(id);
   }
 

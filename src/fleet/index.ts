@@ -9,5 +9,13 @@ export { PeerClient, type PeerRequest } from './peer-client.ts';
 export { PeerDirectory } from './peers.ts';
 export { type Renewal, renewCertificate } from './renewal.ts';
 export type { FleetState } from './state.ts';
-export { acceptAnnouncement, announce, type FleetCall, type FleetCallOutcome, syncPeers } from './sync.ts';
+export {
+  acceptAnnouncement,
+  acceptRemoval,
+  announce,
+  announceRemoval,
+  type FleetCall,
+  type FleetCallOutcome,
+  syncPeers,
+} from './sync.ts';
 export { FleetTrust } from './trust.ts';

@@ -40,6 +40,11 @@ export class PeerDirectory {
     return this.#removed.has(id);
   }
 
+  /** Those that were put out, for others to learn of. */
+  removed(): Uuid[] {
+    return Array.from(this.#removed);
+  }
+
   /** Admits a cloudlet, be it for the first time or again. Errors: `too_many`. */
   admit(peer: Peer): void {
     if (!this.#known.has(peer.id)) this.#requireRoom();

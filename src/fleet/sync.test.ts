@@ -15,7 +15,7 @@ import {
 import { asPeer } from './identity.ts';
 import { PeerClient } from './peer-client.ts';
 import { renewCertificate } from './renewal.ts';
-import { acceptAnnouncement, announce, syncPeers } from './sync.ts';
+import { acceptAnnouncement, acceptRemoval, announce, announceRemoval, syncPeers } from './sync.ts';
 import { FleetTrust } from './trust.ts';
 
 const serve = (cloudlet: TestCloudlet, answer: Answer) => testServer(cloudlet.identity.tls, answer);
@@ -156,6 +156,58 @@ describe('a fleet in sync', () => {
       failed.map(({ id, error }) => [id, error.code]),
       [[bad.identity.id, 'peer_unreachable']],
     );
+  });
+
+  test('what the founder has put out is out, and no other member can say so or bring it back', async () => {
+    await using founder = await testFounder();
+    await using early = await testMember(founder, 'early');
+    await using late = await testMember(founder, 'late');
+    const gone = peerAt(late, 'https://gone.example');
+    const answer = (removed: string[]) => () => ({ items: [gone], removed });
+    await using atFounder = await serve(founder, answer([gone.id]));
+    await using atOther = await serve(late, answer([founder.identity.id]));
+    await using client = new PeerClient(early.identity);
+    early.peers.upsert(peerAt(founder, atFounder.url));
+    early.peers.upsert(peerAt(late, atOther.url));
+    const call = { peers: early.peers, client, founderId: founder.identity.id };
+    const { removed, learned } = await syncPeers(call);
+    assert.deepEqual(
+      removed.map(({ id }) => id),
+      [gone.id],
+    );
+    assert.deepEqual(learned, []);
+    assert.ok(early.peers.isRemoved(gone.id));
+    assert.ok(early.peers.get(founder.identity.id));
+    assert.deepEqual((await syncPeers(call)).removed, []);
+  });
+
+  test('a removal is taken from the founder and from the one that leaves, and from nobody else', async () => {
+    await using founder = await testFounder();
+    await using early = await testMember(founder, 'early');
+    await using late = await testMember(founder, 'late');
+    const founderId = founder.identity.id;
+    const trust = new FleetTrust(early.identity, early.peers);
+    await using server = await serve(early, ({ method, path, socket }) => {
+      assert.equal(method, 'DELETE');
+      const caller = trust.identify(socket.getPeerX509Certificate()!) as { cloudletId: string };
+      acceptRemoval(early.peers, caller, founderId, path.split('/').at(-1)!);
+      return undefined;
+    });
+    early.peers.upsert(peerAt(founder, 'https://founder.example'));
+    early.peers.upsert(peerAt(late, 'https://late.example'));
+    const tell = async (by: TestCloudlet, removed: string) => {
+      await using client = new PeerClient(by.identity);
+      by.peers.upsert(peerAt(early, server.url));
+      return await announceRemoval({ peers: by.peers, client, removed });
+    };
+    const { failed } = await tell(late, founderId);
+    assert.ok(failed.some(({ id }) => id === early.identity.id));
+    assert.throws(() => acceptRemoval(early.peers, { cloudletId: late.identity.id }, founderId, founderId), {
+      code: 'forbidden',
+    });
+    assert.ok(early.peers.get(founderId));
+    await tell(founder, late.identity.id);
+    assert.ok(early.peers.isRemoved(late.identity.id));
   });
 
   test('asks no more peers at a time than it may, and stops at the deadline', async () => {

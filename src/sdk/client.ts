@@ -54,6 +54,8 @@ export interface Viper extends Calls {
   attachConsole(input: { params: { vm: string } } & CallOptions): Promise<ConsoleSession>;
   /** Events as they come, over as many connections as it takes. */
   events(options?: EventsOptions): AsyncGenerator<ViperEvent, void>;
+  /** Events of the device whose token the client has, and of its VM. */
+  deviceEvents(options?: Omit<EventsOptions, 'after'>): AsyncGenerator<ViperEvent, void>;
   /** The operation once it has succeeded; rejects with its error if it failed. */
   wait(operation: Operation | string, options?: WaitOptions): Promise<Operation>;
   /** All items of a list: `for await (const vm of viper.pages(viper.listVms))`. */
@@ -64,6 +66,7 @@ const streamed: Record<StreamedOperation, true> = {
   importImage: true,
   attachConsole: true,
   streamEvents: true,
+  streamDeviceEvents: true,
 };
 
 /** A client; nothing is sent before its first call. Throws a TypeError if the URL is none. */
@@ -85,7 +88,8 @@ export function connect(options: ConnectOptions): Viper {
     importImage: (input) => importImage(connection, input),
     attachConsole: (input) =>
       attachConsole(connection, options.WebSocket ?? globalThis.WebSocket, calls.getVm, input),
-    events: (eventsOptions) => events(connection, eventsOptions),
+    events: (eventsOptions) => events(connection, 'streamEvents', eventsOptions),
+    deviceEvents: (eventsOptions) => events(connection, 'streamDeviceEvents', eventsOptions),
     wait: (operation, waitOptions) => wait(calls.getOperation, operation, waitOptions),
     pages,
   };

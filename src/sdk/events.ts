@@ -36,6 +36,7 @@ interface Position {
  */
 export async function* events(
   connection: Connection,
+  stream: 'streamEvents' | 'streamDeviceEvents',
   options: EventsOptions = {},
 ): AsyncGenerator<ViperEvent, void> {
   const { signal, reconnectMs = 300_000 } = options;
@@ -44,7 +45,7 @@ export async function* events(
   for (;;) {
     signal?.throwIfAborted();
     try {
-      for await (const message of oneConnection(connection, position, options)) {
+      for await (const message of oneConnection(connection, stream, position, options)) {
         pauses.reset();
         const event = eventOf(message);
         // The daemon closes, or dropped a slow reader: both are mended by connecting again.
@@ -62,6 +63,7 @@ export async function* events(
 /** The messages of one connection, until it ends or is cut. */
 async function* oneConnection(
   connection: Connection,
+  stream: 'streamEvents' | 'streamDeviceEvents',
   position: Position,
   options: EventsOptions,
 ): AsyncGenerator<StreamMessage> {
@@ -72,8 +74,8 @@ async function* oneConnection(
   let silence = setTimeout(hangUp, silenceMs);
   const parser = new EventStreamParser();
   try {
-    const reply = await open(connection, 'streamEvents', {
-      ...(position.lastId === undefined ? { query: { after } } : {}),
+    const reply = await open(connection, stream, {
+      ...(position.lastId === undefined && after !== undefined ? { query: { after } } : {}),
       headers: {
         accept: 'text/event-stream',
         ...(position.lastId === undefined ? {} : { 'last-event-id': position.lastId }),

@@ -26,7 +26,11 @@ export interface RequestParts {
 }
 
 /** The operations that answer with text; the compiler holds this against the contract. */
-const textReplies: Record<TextOperation, true> = { getMetrics: true, getConsoleLog: true };
+const textReplies: Record<TextOperation, true> = {
+  getMetrics: true,
+  getConsoleLog: true,
+  getGroupConfig: true,
+};
 type TextOperation = {
   [K in OperationName]: unknown extends RouteReply<K> ? never : RouteReply<K> extends string ? K : never;
 }[OperationName];

@@ -22,10 +22,14 @@ export type MigrationProgress = schemas.Schema<typeof schemas.MigrationProgress>
 export type MigrationPlan = schemas.Schema<typeof schemas.MigrationPlan>;
 export type MigrateVm = schemas.Schema<typeof schemas.MigrateVm>;
 export type Drain = schemas.Schema<typeof schemas.Drain>;
+export type NeighbourList = schemas.Schema<typeof schemas.NeighbourList>;
+export type Device = schemas.Schema<typeof schemas.Device>;
+export type DeviceStatus = schemas.Schema<typeof schemas.DeviceStatus>;
+export type Decision = schemas.Schema<typeof schemas.Decision>;
 export type Peer = schemas.Schema<typeof schemas.Peer>;
 
 /** Operations whose bytes do not fit a request and a reply; each has a method of its own. */
-export type StreamedOperation = 'importImage' | 'attachConsole' | 'streamEvents';
+export type StreamedOperation = 'importImage' | 'attachConsole' | 'streamEvents' | 'streamDeviceEvents';
 export type PlainOperation = Exclude<OperationName, StreamedOperation>;
 
 export interface CallOptions {

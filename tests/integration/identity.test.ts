@@ -82,13 +82,14 @@ const admitted: Record<Route['access'], readonly string[]> = {
   operate: ['operate', 'admin'],
   admin: ['admin'],
   peer: ['peer'],
+  device: ['device'],
   'read-or-peer': ['read', 'operate', 'admin', 'peer'],
 };
 
 /** A request of the route that changes nothing: what it names is not there, and its body says nothing good. */
 function harmless(name: OperationName): { path: string; method: Dispatcher.HttpMethod; body: string | null } {
   const { method, path: template } = endpoints[name];
-  const byId = /^(operation|migration|token|peer)$/;
+  const byId = /^(operation|migration|token|peer|decision)$/;
   const path = template.replace(/\{(\w+)\}/g, (_, key: string) => (byId.test(key) ? newId() : 'nobody'));
   return { path, method, body: (routes[name] as Route).body ? '{"no-such-field":1}' : null };
 }

@@ -20,7 +20,7 @@ export const fleetRoutes = {
     errors: [],
   },
   removePeer: {
-    summary: 'Put a cloudlet out of the fleet, as this one sees it',
+    summary: 'Put a cloudlet out of the fleet: everywhere if the founder is told, else as this one sees it',
     tag: 'fleet',
     access: 'admin',
     params: object({ peer: schema.Uuid }),
@@ -45,6 +45,14 @@ export const fleetRoutes = {
     status: 201,
     reply: schema.RenewedCertificate,
     errors: ['not_found', 'unsupported'],
+  },
+  announceRemoval: {
+    summary: 'The founder of the fleet has put a cloudlet out of it',
+    tag: 'fleet',
+    access: 'peer',
+    params: object({ peer: schema.Uuid }),
+    status: 204,
+    errors: [],
   },
   joinMember: {
     summary: 'Join the fleet with a join token: a certificate for the key in the request',

@@ -3,12 +3,21 @@ import { type TSchema, Type } from 'typebox';
 import type { ErrorCode } from '../../model/errors.ts';
 import * as schema from '../schemas.ts';
 
-/** `open`: no credential; `any`: any good one; else the scope that is wanted (`peer`: a cloudlet of the fleet). */
-export type Access = 'open' | 'any' | 'read' | 'operate' | 'admin' | 'peer' | 'read-or-peer';
+/** `open`: no credential; `any`: any good one; else the scope that is wanted (`peer`: a cloudlet of the fleet; `device`: a device). */
+export type Access = 'open' | 'any' | 'read' | 'operate' | 'admin' | 'peer' | 'read-or-peer' | 'device';
 
 export interface Route {
   summary: string;
-  tag: 'cloudlet' | 'images' | 'snapshots' | 'vms' | 'migrations' | 'operations' | 'tokens' | 'fleet';
+  tag:
+    | 'cloudlet'
+    | 'images'
+    | 'snapshots'
+    | 'vms'
+    | 'migrations'
+    | 'following'
+    | 'operations'
+    | 'tokens'
+    | 'fleet';
   access: Access;
   params?: TSchema;
   query?: TSchema;

@@ -10,7 +10,13 @@ export const Peer = Exact({
   joinedAt: Time,
   lastSeenAt: Type.Optional(Time),
 });
-export const PeerList = Exact({ items: Type.Array(Peer, { maxItems: 10_000 }) });
+export const PeerList = Exact({
+  items: Type.Array(Peer, { maxItems: 10_000 }),
+  removed: Type.Array(Uuid, {
+    maxItems: 10_000,
+    description: 'Put out of the fleet, as this cloudlet sees it.',
+  }),
+});
 export const CreateJoinToken = Exact({
   expiresInS: Type.Optional(Type.Integer({ minimum: 1, maximum: 30 * 24 * 3600, default: 3600 })),
 });

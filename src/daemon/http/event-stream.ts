@@ -2,18 +2,23 @@
 import { once } from 'node:events';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { AppError } from '../../model/errors.ts';
+import type { EventRecord } from '../../model/operation.ts';
 import type { Cloudlet } from '../cloudlet.ts';
 
 const keepAliveMs = 15_000;
 const maxStreams = 256;
 const open = new WeakMap<Cloudlet, number>();
 
-/** Runs until the client or the daemon goes away. `afterId` undefined: only what happens from now on. */
+/**
+ * Runs until the client or the daemon goes away. `afterId` undefined: only what happens from now on. `isWanted` leaves
+ * out what is none of the caller's business.
+ */
 export async function streamEvents(
   cloudlet: Cloudlet,
   afterId: number | undefined,
   request: FastifyRequest,
   reply: FastifyReply,
+  isWanted: (event: EventRecord) => boolean = () => true,
 ): Promise<void> {
   const count = open.get(cloudlet) ?? 0;
   if (count >= maxStreams)
@@ -38,6 +43,8 @@ export async function streamEvents(
       ...(afterId === undefined ? {} : { afterId }),
       signal,
     })) {
+      // What ends or breaks the stream concerns everyone.
+      if (event.kind !== 'gap' && event.kind !== 'end' && !isWanted(event)) continue;
       const text = `id: ${event.id}\nevent: ${event.kind}\ndata: ${JSON.stringify(event)}\n\n`;
       if (!raw.write(text)) await once(raw, 'drain', { signal });
     }

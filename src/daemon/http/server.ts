@@ -23,6 +23,7 @@ import { attachConsole } from './console.ts';
 import { registerDocs } from './docs.ts';
 import { answerClientError, answerError } from './errors.ts';
 import { fleetHandlers } from './handlers/fleet.ts';
+import { followHandlers } from './handlers/follow.ts';
 import { imageHandlers } from './handlers/images.ts';
 import { migrationHandlers } from './handlers/migrations.ts';
 import { operationHandlers } from './handlers/operations.ts';
@@ -85,6 +86,7 @@ export async function viperHttp(app: FastifyInstance, options: { cloudlet: Cloud
     ...imageHandlers(cloudlet),
     ...vmHandlers(cloudlet),
     ...migrationHandlers(cloudlet),
+    ...followHandlers(cloudlet),
     ...operationHandlers(cloudlet),
     ...fleetHandlers(cloudlet),
   };
@@ -194,6 +196,7 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
   });
   const address = app.server.address();
   const port = typeof address === 'object' && address ? address.port : options.port;
+  await cloudlet.follow.echo.listen({ host: options.host, port });
   const host = options.host.includes(':') ? `[${options.host}]` : options.host;
   const close = async () => {
     await link.close();

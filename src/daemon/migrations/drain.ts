@@ -6,6 +6,7 @@ import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { Peer } from '../../model/fleet.ts';
+import type { Uuid } from '../../model/ids.ts';
 import type { Operation } from '../../model/operation.ts';
 import type { VmRecord } from '../../model/vm.ts';
 import type { EventLog } from '../events.ts';
@@ -32,7 +33,12 @@ export interface DrainOptions {
   registry: VmRegistry;
   migrations: MigrationService;
   fleet: Fleet;
+  /** RTT in ms from each peer to the device that the VM follows; empty if there is none. */
+  nearness: (vmId: Uuid) => Promise<Map<Uuid, number>>;
 }
+
+const byPreference = (a: { rttMs: number; freeBytes: number }, b: typeof a): number =>
+  a.rttMs - b.rttMs || b.freeBytes - a.freeBytes;
 
 export class Drain {
   readonly #options: DrainOptions;
@@ -132,14 +138,19 @@ export class Drain {
     );
   }
 
-  /** To the peer with the most free memory among those that would take it. */
+  /** To the peer that is nearest to the VM's device, or else has the most free memory, of those that would take it. */
   async #move(vm: VmRecord, targets: Peer[], signal: AbortSignal): Promise<void> {
     const { migrations, operations } = this.#options;
+    const near = await this.#options.nearness(vm.id).catch(() => new Map<Uuid, number>());
     const room = await Promise.all(
-      targets.map(async (peer) => ({ peer, freeBytes: await this.#freeBytes(peer).catch(() => -1) })),
+      targets.map(async (peer) => ({
+        peer,
+        freeBytes: await this.#freeBytes(peer).catch(() => -1),
+        rttMs: Math.round(near.get(peer.id) ?? Number.MAX_SAFE_INTEGER),
+      })),
     );
     let refusal: unknown = new AppError('migration_refused', 'no peer can be reached', { problems: [] });
-    for (const { peer, freeBytes } of room.toSorted((a, b) => b.freeBytes - a.freeBytes)) {
+    for (const { peer, freeBytes } of room.toSorted(byPreference)) {
       if (freeBytes < 0) continue;
       signal.throwIfAborted();
       let operation: Operation;

@@ -48,8 +48,19 @@ export function forecast({ vm, options, dirtyBps, linkBps, rttMs, sendsImage }: 
   return { totalMs, downtimeMs, bytes, converges, inputs };
 }
 
+/** QEMU measures one thing at a time: who asks meanwhile gets the same answer. */
+const measuring = new WeakMap<QmpConnection, Promise<number>>();
+
 /** By QEMU's sampling of pages, which costs the guest next to nothing. 0 for one that stands still. */
-export async function measureDirtyBps(qmp: QmpConnection): Promise<number> {
+export function measureDirtyBps(qmp: QmpConnection): Promise<number> {
+  const known = measuring.get(qmp);
+  if (known) return known;
+  const measured = sampleDirtyBps(qmp).finally(() => measuring.delete(qmp));
+  measuring.set(qmp, measured);
+  return measured;
+}
+
+async function sampleDirtyBps(qmp: QmpConnection): Promise<number> {
   const signal = AbortSignal.timeout(measureTimeoutMs);
   await qmp.execute('calc-dirty-rate', { 'calc-time': measureS, 'sample-pages': samplesPerGiB }, { signal });
   for (;;) {

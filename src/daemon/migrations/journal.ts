@@ -7,9 +7,11 @@ import type { MigrationRecord } from './record.ts';
 
 export class MigrationJournal {
   readonly #store: Store;
+  readonly #onFinished: (record: MigrationRecord) => void;
 
-  constructor(store: Store) {
+  constructor(store: Store, onFinished: (record: MigrationRecord) => void = () => {}) {
     this.#store = store;
+    this.#onFinished = onFinished;
   }
 
   /** Writes the state before anything of it is done; `first` is the record if there is none yet. */
@@ -37,11 +39,9 @@ export class MigrationJournal {
     const record = this.require(id);
     // One that answers a late question comes to its end again, and has measured nothing this time.
     if (record.finishedAt) return;
-    this.#store.migrations.put({
-      ...record,
-      ...facts,
-      finishedAt: new Date().toISOString(),
-    } as MigrationRecord);
+    const finished = { ...record, ...facts, finishedAt: new Date().toISOString() } as MigrationRecord;
+    this.#store.migrations.put(finished);
+    this.#onFinished(finished);
   }
 
   /** The other side has ended it, too, and it never came to anything here. */

@@ -11,6 +11,7 @@ import type { Problem } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { plannedSource } from '../../migration/source-machine.ts';
 import { AppError } from '../../model/errors.ts';
+import type { Peer } from '../../model/fleet.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import type { MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
 import type { Operation } from '../../model/operation.ts';
@@ -26,7 +27,7 @@ import type { Page, PageRequest, Store } from '../store/index.ts';
 import type { Managed, VmRegistry } from '../vms/registry.ts';
 import type { Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
-import { forecast, linkBpsOf, measureDirtyBps } from './forecast.ts';
+import { type Forecast, forecast, linkBpsOf, measureDirtyBps } from './forecast.ts';
 import { narrate } from './half.ts';
 import { Halves } from './halves.ts';
 import { imageHello, sendImage } from './image-transfer.ts';
@@ -46,8 +47,27 @@ export interface MigrationServiceOptions {
   networks: Networks;
   fleet: Fleet;
   isDraining: () => boolean;
+  companion: MigrationCompanion;
   paths: Paths;
   log: FastifyBaseLogger;
+}
+
+/** Whoever goes along with migrations: learns from them, and brings what belongs to the VM. */
+export interface MigrationCompanion {
+  /** Both sides agree and nothing is sent yet; what it throws ends the migration before it begins. */
+  beforeStart(start: MigrationStart): Promise<void>;
+  /** It is over and written; whatever it came to. */
+  afterEnd(record: MigrationRecord): void;
+  /** Mends a forecast by what was learned. */
+  correct(forecast: Forecast, start: Omit<MigrationStart, 'id'>): Forecast;
+}
+
+export interface MigrationStart {
+  id: Uuid;
+  vm: VmToMove;
+  options: MigrationOptions;
+  peer: Peer;
+  hasImage: boolean;
 }
 
 type MigrateVm = Static<typeof schemas.MigrateVm>;
@@ -63,7 +83,7 @@ export class MigrationService {
 
   constructor(options: MigrationServiceOptions) {
     this.#options = options;
-    this.#journal = new MigrationJournal(options.store);
+    this.#journal = new MigrationJournal(options.store, (record) => options.companion.afterEnd(record));
     this.#peers = new PeerSide(options);
     this.halves = new Halves({ ...options, journal: this.#journal, peers: this.#peers });
   }
@@ -85,10 +105,16 @@ export class MigrationService {
     if (problems.length > 0) return { problems };
     const dirtyBps = vm.running ? await measureDirtyBps(managed.machine!.qmp) : 0;
     const linkBps = linkBpsOf(this.#journal.latest(), peer.id);
-    return {
-      problems,
-      forecast: forecast({ vm, options, dirtyBps, linkBps, rttMs, sendsImage: !hasImage }),
-    };
+    const model = forecast({ vm, options, dirtyBps, linkBps, rttMs, sendsImage: !hasImage });
+    const { companion } = this.#options;
+    return { problems, forecast: companion.correct(model, { vm, options, peer, hasImage }) };
+  }
+
+  /** Would it fit there: the checks of both sides and nothing else. */
+  async check(reference: string, request: MigrateVm) {
+    const { vm, options, peer, problems, hasImage, rttMs } = await this.#ask(reference, request);
+    const linkBps = linkBpsOf(this.#journal.latest(), peer.id);
+    return { vm, options, peer, problems, hasImage, rttMs, linkBps };
   }
 
   /** Starts a migration and answers with the operation that ends when it has. */
@@ -96,6 +122,7 @@ export class MigrationService {
     const { registry } = this.#options;
     const { id, managed, peer, vm, options, problems, hasImage } = await this.#ask(reference, request);
     if (problems.length > 0) throw refused(vm, peer, problems);
+    await this.#options.companion.beforeStart({ id, vm, options, peer, hasImage });
     registry.require(managed, 'migrate');
     return this.#operate(managed, { id, vm }, async (work) => {
       if (!hasImage) await this.#sendImage(peer.id, vm, id, work);

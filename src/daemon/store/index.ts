@@ -2,6 +2,8 @@
 
 import { CredentialRepository } from './credentials.ts';
 import { Database } from './database.ts';
+import { DecisionRepository } from './decisions.ts';
+import { DeviceRepository } from './devices.ts';
 import { EventRepository } from './events.ts';
 import { HandoffRepository } from './handoffs.ts';
 import { ImageRepository } from './images.ts';
@@ -9,8 +11,10 @@ import { JoinTokenRepository } from './join-tokens.ts';
 import { LeaseRepository } from './leases.ts';
 import { MetaRepository } from './meta.ts';
 import { MigrationRepository } from './migrations.ts';
+import { NeighbourRepository } from './neighbours.ts';
 import { OperationRepository } from './operations.ts';
 import { PeerRepository } from './peers.ts';
+import { ProfileRepository } from './profile.ts';
 import { SnapshotRepository } from './snapshots.ts';
 import { VmRepository } from './vms.ts';
 
@@ -37,6 +41,10 @@ export class Store implements Disposable {
   readonly migrations: MigrationRepository;
   readonly leases: LeaseRepository;
   readonly handoffs: HandoffRepository;
+  readonly neighbours: NeighbourRepository;
+  readonly devices: DeviceRepository;
+  readonly decisions: DecisionRepository;
+  readonly profile: ProfileRepository;
   readonly meta: MetaRepository;
   readonly #database: Database;
 
@@ -56,6 +64,10 @@ export class Store implements Disposable {
     this.credentials = new CredentialRepository(database);
     this.joinTokens = new JoinTokenRepository(database);
     this.peers = new PeerRepository(database);
+    this.neighbours = new NeighbourRepository(database);
+    this.devices = new DeviceRepository(database);
+    this.decisions = new DecisionRepository(database);
+    this.profile = new ProfileRepository(database);
   }
 
   /** All of the synchronous work is kept, or nothing if it throws; see `Database.transact`. */

@@ -12,6 +12,7 @@ export class MigrationRepository {
   readonly #byId: Statement<Row>;
   readonly #unfinished: Statement<Row>;
   readonly #latest: Statement<Row>;
+  readonly #lastOf: Statement<Row>;
   readonly #page: Statement<Row>;
   readonly #put: Statement<never>;
   readonly #delete: Statement<never>;
@@ -23,6 +24,9 @@ export class MigrationRepository {
     );
     this.#latest = database.prepare(
       'SELECT record FROM migrations ORDER BY created_at DESC, id DESC LIMIT ?',
+    );
+    this.#lastOf = database.prepare(
+      'SELECT record FROM migrations WHERE vm_id = ? ORDER BY created_at DESC, id DESC LIMIT 1',
     );
     this.#page = database.prepare(
       'SELECT record FROM migrations WHERE (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?',
@@ -42,6 +46,12 @@ export class MigrationRepository {
   /** Those that a daemon that starts goes on with, oldest first. */
   unfinished(): MigrationRecord[] {
     return this.#unfinished.all().map(parse);
+  }
+
+  /** The last one of a VM, from here or to here. */
+  lastOf(vmId: Uuid): MigrationRecord | undefined {
+    const row = this.#lastOf.get(vmId);
+    return row && parse(row);
   }
 
   /** The last ones, oldest first. */

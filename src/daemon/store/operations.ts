@@ -1,6 +1,6 @@
 /** The journal of operations. Finished ones are kept up to a bound, the oldest go first. */
 import type { Uuid } from '../../model/ids.ts';
-import type { Operation } from '../../model/operation.ts';
+import type { Operation, OperationKind } from '../../model/operation.ts';
 import type { Database, Statement } from './database.ts';
 import { type Page, type PageRequest, readPage } from './page.ts';
 
@@ -12,6 +12,7 @@ export class OperationRepository {
   readonly #byId: Statement<Row>;
   readonly #page: Statement<Row>;
   readonly #running: Statement<Row>;
+  readonly #latestSucceeded: Statement<Row>;
   readonly #insert: Statement<never>;
   readonly #update: Statement<never>;
   readonly #prune: Statement<never>;
@@ -22,6 +23,10 @@ export class OperationRepository {
       'SELECT record FROM operations WHERE (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?',
     );
     this.#running = database.prepare("SELECT record FROM operations WHERE state = 'running'");
+    this.#latestSucceeded = database.prepare(
+      `SELECT record FROM operations WHERE state = 'succeeded' AND record ->> 'kind' = ?
+       ORDER BY created_at DESC, id DESC LIMIT ?`,
+    );
     this.#insert = database.prepare(
       'INSERT INTO operations (id, state, created_at, record) VALUES (?, ?, ?, ?)',
     );
@@ -40,6 +45,11 @@ export class OperationRepository {
   /** Oldest first. */
   list(request: PageRequest): Page<Operation> {
     return readPage(this.#page, request, positionOf, parse);
+  }
+
+  /** The newest of a kind that have succeeded. */
+  latestSucceeded(kind: OperationKind, limit: number): Operation[] {
+    return this.#latestSucceeded.all(kind, limit).map(parse);
   }
 
   insert(operation: Operation): void {

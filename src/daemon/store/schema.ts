@@ -171,4 +171,34 @@ export const migrations: readonly Migration[] = [
       ) STRICT, WITHOUT ROWID;
     `,
   },
+  {
+    name: 'following devices',
+    sql: `
+      CREATE TABLE neighbours (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE devices (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_at TEXT NOT NULL,
+        record TEXT NOT NULL
+      ) STRICT;
+      CREATE INDEX devices_by_age ON devices (created_at, id);
+
+      CREATE TABLE decisions (
+        id TEXT PRIMARY KEY,
+        vm_id TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        record TEXT NOT NULL
+      ) STRICT;
+      CREATE INDEX decisions_by_age ON decisions (created_at, id);
+
+      CREATE TABLE profile (
+        migration_id TEXT PRIMARY KEY,
+        at TEXT NOT NULL,
+        record TEXT NOT NULL
+      ) STRICT;
+      CREATE INDEX profile_by_age ON profile (at);
+      CREATE INDEX migrations_by_vm ON migrations (vm_id, created_at);
+    `,
+  },
 ];

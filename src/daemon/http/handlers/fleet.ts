@@ -7,10 +7,11 @@ type Names =
   | 'removePeer'
   | 'createJoinToken'
   | 'renewCertificate'
+  | 'announceRemoval'
   | 'joinMember';
 
 export const fleetHandlers = ({ fleet }: Cloudlet): Handlers<Names> => ({
-  listPeers: () => ({ items: fleet.peers() }),
+  listPeers: () => ({ items: fleet.peers(), removed: fleet.directory.removed() }),
   announcePeer: ({ body, caller }) => {
     fleet.announced(body, caller!);
     return undefined;
@@ -21,5 +22,9 @@ export const fleetHandlers = ({ fleet }: Cloudlet): Handlers<Names> => ({
   },
   createJoinToken: ({ body }) => fleet.createJoinToken(body.expiresInS ?? 3600),
   renewCertificate: ({ body, caller }) => fleet.renew(caller!, body.csr),
+  announceRemoval: ({ params, caller }) => {
+    fleet.removalAnnounced(params.peer, caller!);
+    return undefined;
+  },
   joinMember: ({ body }) => fleet.admit(body),
 });

@@ -1,0 +1,200 @@
+/**
+ * Where a VM should be: gathers what `follow/decide.ts` decides from. All neighbours are asked at once for their RTT
+ * to the device, with a deadline; those nearest are then asked whether the VM fits, and each gets a forecast.
+ */
+import type { Static } from 'typebox';
+import * as schemas from '../../contract/schemas.ts';
+import type { CloudletIdentity } from '../../fleet/index.ts';
+import { type CandidateInput, decide, judge } from '../../follow/index.ts';
+import { asAppError } from '../../model/errors.ts';
+import type { Decision, DeviceRecord, HandoffForecast, RttStats, Trigger } from '../../model/follow.ts';
+import { newId, type Uuid } from '../../model/ids.ts';
+import type { Fleet } from '../fleet.ts';
+import { compileFor } from '../http/validation.ts';
+import { forecast } from '../migrations/forecast.ts';
+import type { MigrationService } from '../migrations/service.ts';
+import type { Managed } from '../vms/registry.ts';
+import type { FollowConfig } from './config.ts';
+import type { AskNearness, Nearness } from './nearness.ts';
+import type { Neighbours } from './neighbours.ts';
+import { pingBriefly } from './ping.ts';
+import type { Profiles } from './profiles.ts';
+
+const isNearness = compileFor('body', schemas.Nearness);
+/** The nearest ones, which are asked whether the VM fits. */
+const forecasts = 3;
+/** Statistics older than this say nothing about now. */
+const rttFreshMs = 2000;
+/** Until a cloudlet has measured its own. */
+const assumedServiceInitiationMs = 30_000;
+
+export interface PlacementOptions {
+  identity: () => CloudletIdentity;
+  config: FollowConfig;
+  fleet: Fleet;
+  neighbours: Neighbours;
+  profiles: Profiles;
+  migrations: MigrationService;
+  dirtyBpsOf: (vmId: Uuid) => number;
+}
+
+/** What the watch of a device knows of it; a device of a VM that is not running has none. */
+export interface Observed {
+  rtt: RttStats;
+  reported: Map<Uuid, number>;
+}
+
+export type MigrateRequest = Static<typeof schemas.MigrateVm>;
+
+export class Placement {
+  readonly #options: PlacementOptions;
+
+  constructor(options: PlacementOptions) {
+    this.#options = options;
+  }
+
+  /** Decides and does nothing. `observed` is missing where nobody watches the device. */
+  async decide(
+    managed: Managed,
+    device: DeviceRecord | undefined,
+    trigger: Trigger,
+    observed?: Observed,
+  ): Promise<Decision> {
+    const { identity, config } = this.#options;
+    const begun = performance.now();
+    const { id, name, spec } = managed.record;
+    const [hereRttMs, candidates] = await Promise.all([
+      device && this.#rttFromHere(device, observed),
+      this.#candidates(device, spec.disk.image, observed),
+    ]);
+    const promising = candidates
+      .map((input) => ({ input, judged: judge(input, hereRttMs, config) }))
+      .filter(({ judged }) => judged.verdict === 'possible')
+      .toSorted((a, b) => a.judged.deviceRttMs! - b.judged.deviceRttMs!)
+      .slice(0, forecasts);
+    await Promise.all(promising.map(({ input }) => this.#forecast(managed, input)));
+    const verdict = device
+      ? decide({ trigger, hereRttMs, candidates }, config)
+      : { candidates: [], outcome: 'stay' as const, reasons: ['No device is paired with the VM'] };
+    const { neighbourRttMs, improvementMs, improvementRatio, crispRttMs, annoyingRttMs } = config;
+    return {
+      id: newId(),
+      at: new Date().toISOString(),
+      vm: { id, name },
+      ...(device ? { device: { id: device.id, name: device.name } } : {}),
+      trigger: { kind: trigger.kind, message: trigger.message },
+      here: {
+        cloudletId: identity().id,
+        name: identity().name,
+        ...(hereRttMs === undefined ? {} : { deviceRttMs: hereRttMs }),
+      },
+      ...verdict,
+      policy: { neighbourRttMs, improvementMs, improvementRatio, crispRttMs, annoyingRttMs },
+      tookMs: Math.round(performance.now() - begun),
+      acted: false,
+    };
+  }
+
+  /** The RTT of each peer to a device, in ms, of those that answer in time. */
+  async nearness(device: DeviceRecord): Promise<Map<Uuid, number>> {
+    const candidates = await this.#candidates(device, undefined, undefined);
+    return new Map(
+      candidates.flatMap(({ cloudletId, claimedRttMs }) =>
+        claimedRttMs === undefined ? [] : [[cloudletId, claimedRttMs] as const],
+      ),
+    );
+  }
+
+  async #rttFromHere(
+    { addresses }: DeviceRecord,
+    observed: Observed | undefined,
+  ): Promise<number | undefined> {
+    const { config, identity } = this.#options;
+    const { rtt, reported } = observed ?? {};
+    if (rtt && rtt.samples >= 3 && Date.now() - rtt.answeredAtMs < rttFreshMs) return rtt.smoothedMs;
+    const signal = AbortSignal.timeout(config.askDeadlineMs);
+    const [address] = config.deviceRtt === 'ping' ? addresses : [];
+    const measured = address === undefined ? undefined : await pingBriefly(address, signal);
+    return measured ?? reported?.get(identity().id);
+  }
+
+  async #candidates(
+    device: DeviceRecord | undefined,
+    image: string | undefined,
+    observed: Observed | undefined,
+  ): Promise<(CandidateInput & { serviceInitiationMs?: number })[]> {
+    return Promise.all(
+      this.#options.neighbours.all().map(async ({ peer, neighbour, standing }) => {
+        const answer =
+          device && standing === 'neighbour'
+            ? await this.#ask(peer, device, image).catch(() => undefined)
+            : undefined;
+        const { samples, smoothedMs } = neighbour.rtt;
+        return {
+          cloudletId: peer.id,
+          name: peer.name,
+          standing,
+          ...(samples > 0 ? { neighbourRttMs: smoothedMs } : {}),
+          claimedRttMs: answer?.rttMs,
+          reportedRttMs: observed?.reported.get(peer.id),
+          seesDevice: answer?.seesDevice,
+          problems: [],
+          ...(answer?.serviceInitiationMs === undefined
+            ? {}
+            : { serviceInitiationMs: answer.serviceInitiationMs }),
+        };
+      }),
+    );
+  }
+
+  async #ask(
+    peer: { id: Uuid; url: string },
+    { addresses, macs }: DeviceRecord,
+    image: string | undefined,
+  ): Promise<Nearness | undefined> {
+    const { fleet, config } = this.#options;
+    const deadlineMs = config.askDeadlineMs;
+    const body: AskNearness = { addresses, macs, deadlineMs, ...(image ? { image } : {}) };
+    const init = { method: 'POST' as const, json: body, timeoutMs: deadlineMs + 400 };
+    const answer = await fleet.client.fetch(peer, '/v1/nearness', init);
+    return isNearness(answer) ? (answer as Nearness) : undefined;
+  }
+
+  /** Adds to a candidate whether the VM fits there, and what going there would cost. */
+  async #forecast(managed: Managed, input: CandidateInput & { serviceInitiationMs?: number }): Promise<void> {
+    const { migrations, profiles, neighbours, dirtyBpsOf } = this.#options;
+    try {
+      const check = await migrations.check(managed.record.id, this.requestFor(input.cloudletId));
+      const { vm, options, peer, problems, hasImage } = check;
+      input.problems = problems.map(({ message }) => message);
+      const neighbour = neighbours.get(peer.id);
+      const rttMs = neighbour?.rtt.smoothedMs ?? check.rttMs;
+      const linkBps = neighbour?.bandwidthBps ?? check.linkBps;
+      const dirtyBps = dirtyBpsOf(vm.id);
+      const model = forecast({ vm, options, dirtyBps, linkBps, rttMs, sendsImage: !hasImage });
+      // A fresh service needs the image there, too.
+      const imageMs = hasImage ? 0 : (vm.image.fileBytes * 8000) / model.inputs.bandwidthBps!;
+      const serviceInitiationMs = Math.round(
+        (input.serviceInitiationMs ?? assumedServiceInitiationMs) + imageMs,
+      );
+      const known: HandoffForecast = profiles.handoff(
+        model,
+        { vm, options, peer, hasImage },
+        { neighbourRttMs: rttMs, serviceInitiationMs },
+      );
+      input.forecast = { ...known, bytes: Math.round(known.bytes) };
+    } catch (error) {
+      input.problems = [asAppError(error).message];
+    }
+  }
+
+  /** The migration that a decision asks for. */
+  requestFor(to: Uuid): MigrateRequest {
+    const { mode, bandwidthBps } = this.#options.config.migration;
+    return {
+      to,
+      ...(mode ? { mode } : {}),
+      ...(bandwidthBps === undefined ? {} : { limits: { bandwidthBps } }),
+    };
+  }
+}
