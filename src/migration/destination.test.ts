@@ -1,9 +1,11 @@
 /** The destination's driver where it needs no QEMU: what a repeated message meets. */
 import assert from 'node:assert/strict';
+import { PassThrough } from 'node:stream';
 import { test } from 'node:test';
 import type { VmToMove } from '../model/migration.ts';
+import type { Machine } from '../vm/machine.ts';
 import { DestinationMigration } from './destination.ts';
-import type { Problem, ToSource } from './protocol.ts';
+import type { Problem, Ticket, ToSource } from './protocol.ts';
 
 const vm = { id: 'one', epoch: 1 } as VmToMove;
 const options = {
@@ -54,4 +56,49 @@ test('a prepare that comes again while the first is looked at finds what that on
     problems.map(({ field }) => field),
     ['prepare'],
   );
+});
+
+test('a post-copy that QEMU could not go on with is offered again until QEMU takes it', {
+  timeout: 20_000,
+}, async (context) => {
+  const tickets: Ticket[] = [];
+  const asked: ((ticket: Ticket) => void)[] = [];
+  let refusals = 1;
+  const execute = async (command: string) => {
+    if (command === 'migrate-recover' && refusals-- > 0) throw new Error('not done with the stream before');
+    // Nothing listens at its socket, so no stream ever reaches it.
+    return command === 'query-status' ? { status: 'running', running: true } : { status: 'postcopy-paused' };
+  };
+  const machine = {
+    qmp: { state: 'ready', execute },
+    exited: new Promise(() => {}),
+    paths: { qmp: '/nowhere/qmp.sock', incoming: '/nowhere/incoming.sock' },
+  } as unknown as Machine;
+  const migration = new DestinationMigration({
+    vm,
+    options,
+    state: { name: 'arrived', epoch: 2, complete: false },
+    machine,
+    surroundings: {
+      journal: { append: () => {} },
+      send: async (message) => {
+        if (message.name !== 'recover' || message.ticket.secret === tickets.at(-1)?.secret) return;
+        tickets.push(message.ticket);
+        asked.shift()?.(message.ticket);
+      },
+      check: async () => [],
+      make: () => assert.fail('it is made already'),
+      discard: async () => {},
+      onFailure: (error) => assert.fail(error),
+    },
+  });
+  context.after(() => migration.stop());
+  const nextWish = () => new Promise<Ticket>((resolve) => asked.push(resolve));
+  const first = nextWish();
+  await migration.restart();
+  const { secret } = await first;
+  const second = nextWish();
+  migration.accept('memory', secret, new PassThrough());
+  await second;
+  assert.equal(new Set(tickets.map((ticket) => ticket.secret)).size, 2);
 });
