@@ -3,6 +3,7 @@ import { type Extent, extentFlag } from './protocol.ts';
 import type { Backend } from './server.ts';
 
 const blockBytes = 512;
+const zeros = Buffer.alloc(blockBytes);
 
 export class MemoryBackend implements Backend {
   readonly bytes: Buffer;
@@ -44,7 +45,7 @@ export class MemoryBackend implements Backend {
     const extents: Extent[] = [];
     for (let at = offset; at < offset + lengthBytes; ) {
       const end = Math.min(offset + lengthBytes, (Math.floor(at / blockBytes) + 1) * blockBytes);
-      const isZero = this.bytes.subarray(at, end).every((byte) => byte === 0);
+      const isZero = zeros.compare(this.bytes, at, end, 0, end - at) === 0;
       const flags = isZero ? extentFlag.hole | extentFlag.zero : 0;
       const last = extents.at(-1);
       if (last?.flags === flags) last.lengthBytes += end - at;
