@@ -51,8 +51,6 @@ import { planRoutes, planSites } from './wan.ts';
 import { changeWire, type Emulator, netemProbe, planWire, type WirePlace } from './wire.ts';
 
 export interface LabOptions {
-  /** It outlives this process, until somebody takes it down. Otherwise it is cleaned up once this process is gone. */
-  stays?: boolean;
   /** What the kernel has if absent. */
   emulator?: Emulator;
   signal?: AbortSignal;
@@ -89,7 +87,11 @@ export class Lab implements AsyncDisposable {
   readonly layout: LabLayout;
   readonly emulator: Emulator;
 
-  private constructor({ spec, subnet, emulator }: LabRecord) {
+  readonly #record: LabRecord;
+
+  private constructor(record: LabRecord) {
+    const { spec, subnet, emulator } = record;
+    this.#record = record;
     this.name = spec.name;
     this.directory = directoryOf(spec.name);
     this.layout = layOut(spec, subnet);
@@ -97,15 +99,16 @@ export class Lab implements AsyncDisposable {
   }
 
   /**
-   * Makes a lab. Labs that were left behind are taken away first. Throws `name_taken` if one of that name is up, and
+   * Makes a lab, which is this process's own: once that is gone, the next lab takes it away, unless it is told to
+   * `stay`. Labs that were left behind are taken away first. Throws `name_taken` if one of that name is up, and
    * `unsupported` for rights or programs that are missing; then nothing of it is left.
    */
-  static async up(wish: LabWish = {}, { stays = false, emulator, signal }: LabOptions = {}): Promise<Lab> {
+  static async up(wish: LabWish = {}, { emulator, signal }: LabOptions = {}): Promise<Lab> {
     const spec = parseLab(wish);
     requireRoot();
     await sweep();
     const subnet = await chooseSubnet(spec.name);
-    const record = await newRecord({ spec, subnet, emulator: emulator ?? 'vde', stays });
+    const record = await newRecord({ spec, subnet, emulator: emulator ?? 'vde' });
     await claimDirectory(record);
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => void (await takeDown(spec.name)));
@@ -114,7 +117,8 @@ export class Lab implements AsyncDisposable {
     record.emulator = emulator ?? (await bestEmulator(spec.name));
     const lab = new Lab(record);
     await lab.#make(signal);
-    await saveRecord({ ...record, isReady: true });
+    record.isReady = true;
+    await saveRecord(record);
     undo.move();
     return lab;
   }
@@ -144,6 +148,11 @@ export class Lab implements AsyncDisposable {
         { state: 'starting', allowed: [] },
       );
     return takeDown(name);
+  }
+
+  /** From now on it outlives this process, until somebody takes it down. */
+  async stay(): Promise<void> {
+    await saveRecord({ ...this.#record, stays: true });
   }
 
   async #make(signal?: AbortSignal): Promise<void> {

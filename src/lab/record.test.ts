@@ -13,8 +13,7 @@ before(async () => {
 });
 after(() => rm(directory, { recursive: true }));
 
-const record = (name: string, stays = false) =>
-  newRecord({ spec: parseLab({ name }), subnet: 1, emulator: 'vde', stays });
+const record = (name: string) => newRecord({ spec: parseLab({ name }), subnet: 1, emulator: 'vde' });
 /** A process that has been, by its start time: nobody has this one any more. */
 const dead = { pid: process.pid, startTicks: 0 };
 

@@ -29,11 +29,9 @@ export const labsDirectory = (): string => process.env.VIPER_LABS ?? '/var/lib/v
 
 export const directoryOf = (lab: string): string => path.join(labsDirectory(), lab);
 
-export async function newRecord(
-  facts: Pick<LabRecord, 'spec' | 'subnet' | 'emulator' | 'stays'>,
-): Promise<LabRecord> {
+export async function newRecord(facts: Pick<LabRecord, 'spec' | 'subnet' | 'emulator'>): Promise<LabRecord> {
   const maker = (await readProcess(process.pid))!;
-  return { ...facts, maker, bootId: await bootId(), isReady: false };
+  return { ...facts, maker, bootId: await bootId(), stays: false, isReady: false };
 }
 
 /** Makes the lab's directory. Throws `name_taken` if there is one of that name. */

@@ -82,6 +82,9 @@ test('a link carries no more than its rate, and what it carries arrives whole', 
     assert.ok(Number(summary.durationMs) > 1700, `${summary.durationMs} ms`);
   } finally {
     server.child.kill();
+    // Without a limit, and with the usual one again.
+    await lab.link('c1', 'c2', { rateBps: 0 });
+    assertRtt((await ping(lab, 'c1', '10.2.0.1', ...quick)).minMs, 10);
     await lab.link('c1', 'c2', { rateBps: 350e6 });
   }
 });

@@ -122,7 +122,7 @@ export function addLabCommands(program: Command): void {
   add(
     'run <place> <argv...>',
     'run a program in the network of a device or cloudlet',
-    'viper lab run phone -- ping c1',
+    'viper lab run phone -- ping 10.1.0.1',
   ).action(
     withOutput(async (_, place: string, argv: string[], { lab }: LabCommandOptions) => {
       const [program = '', ...args] = argv;
@@ -153,8 +153,9 @@ async function up(output: Output, options: UpOptions): Promise<void> {
     devices,
   };
   const lab = await untilInterrupted(async (signal) => {
-    const made = await Lab.up(wish, { stays: true, signal });
+    const made = await Lab.up(wish, { signal });
     if (options.daemons) await startDaemons(made, signal);
+    await made.stay();
     return made;
   });
   const status = await lab.status();
