@@ -209,6 +209,7 @@ export class Cloudlet implements AsyncDisposable {
       registry: this.#registry,
       vms: this.vms,
       images: this.images,
+      references: this.references,
       runner,
       networks: this.networks,
       fleet: this.fleet,

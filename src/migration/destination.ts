@@ -46,7 +46,7 @@ export interface DestinationSurroundings {
   make: () => Promise<Machine>;
   /** Reference sets that this cloudlet holds, and their blocks. */
   sets?: () => Promise<SetName[]>;
-  openReader?: (name: SetName) => Promise<BlockReader>;
+  openReader?: (name: SetName) => Promise<BlockReader | undefined>;
   /** Removes what `make` made and reserved; QEMU has ended. Nothing there is no error. */
   discard: () => Promise<void>;
   onState?: (state: DestinationState) => void;
@@ -173,7 +173,7 @@ export class DestinationMigration {
         qemu,
         memory,
         sets: (await sets?.()) ?? [],
-        openReader: (name) => openReader!(name),
+        openReader: async (name) => openReader?.(name),
       });
       await agent.run();
     } catch (error) {

@@ -447,13 +447,14 @@ export class SourceMigration {
     const { process, qmp } = this.#machine!;
     const statistics = noStatistics();
     const { mode } = this.#options;
+    const memory = await GuestMemory.open(process.pid, qmp).catch((error) => {
+      statistics.fallback = asAppError(error).message;
+      return undefined;
+    });
     const options: SourceAgentOptions = {
       link,
       qemu,
-      memory: await GuestMemory.open(process.pid, qmp).catch((error) => {
-        statistics.fallback = asAppError(error).message;
-        return undefined;
-      }),
+      memory,
       mode: !qemu ? 'resume' : mode === 'precopy' ? 'precopy' : 'postcopy',
       drainAtOnce: mode === 'postcopy',
       openIndex: (name) => this.#around.openIndex?.(name) ?? Promise.resolve(undefined),
@@ -467,7 +468,7 @@ export class SourceMigration {
       await agent.run();
     } finally {
       this.#tracker.condensed(agent.statistics);
-      await options.memory?.[Symbol.asyncDispose]();
+      await memory?.[Symbol.asyncDispose]();
     }
   }
 

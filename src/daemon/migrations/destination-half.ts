@@ -28,7 +28,8 @@ export function makeDestination(
   { check, onOver }: DestinationHooks,
 ): DestinationMigration {
   const { id, vm, options, peer } = record;
-  const { journal, peers, registry, vms, runner, images, networks, paths } = parts;
+  const { journal, peers, registry, vms, runner, images, networks, paths, references } = parts;
+  const vmOfSets = { id: vm.id, image: vm.image.digest };
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => {
     const explain = migration.state.name === 'arrived' ? pagesAreMissing : doubtAtDestination;
@@ -101,6 +102,8 @@ export function makeDestination(
         return arriving ? [] : problems;
       },
       make,
+      sets: () => references.setsFor(vmOfSets),
+      openReader: (name) => references.openBlocks(vmOfSets, name),
       discard: async () => {
         if (arriving && registry.holds(arriving)) await vms.forget(arriving);
         await networks.destination.drop(id);

@@ -4,6 +4,7 @@ import type { EventLog } from '../events.ts';
 import type { ImageService } from '../images.ts';
 import type { Networks } from '../networks/service.ts';
 import type { Paths } from '../paths.ts';
+import type { ReferenceSets } from '../references/reference-sets.ts';
 import type { VmRegistry } from '../vms/registry.ts';
 import type { Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
@@ -20,6 +21,7 @@ export interface HalfParts {
   runner: Runner;
   images: ImageService;
   paths: Paths;
+  references: ReferenceSets;
   events: EventLog;
   log: FastifyBaseLogger;
 }

@@ -30,7 +30,8 @@ export function makeSource(
   { onProgress, onOver }: SourceHooks,
 ): SourceMigration {
   const { id, vm, options, peer } = record;
-  const { journal, peers, vms, runner, networks, paths } = parts;
+  const { journal, peers, vms, runner, networks, paths, references } = parts;
+  const vmOfSets = { id: vm.id, image: vm.image.digest };
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name)));
   let since = performance.now();
@@ -79,6 +80,7 @@ export function makeSource(
         link.add(session);
         return session;
       },
+      openIndex: (name) => references.openIndex(vmOfSets, name),
       discard: async () => {
         // The destination has a disk of its own now; one that both open stays, for it is the VM's.
         if (managed && options.storage === 'copied') await runner.removeSharedDisk(managed.record);

@@ -13,6 +13,7 @@
 import type { Duplex } from 'node:stream';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
+import { AppError } from '../../model/errors.ts';
 import type { BlockReader, SetName } from '../../pages/index.ts';
 import {
   AnswerParser,
@@ -31,7 +32,7 @@ import {
 } from '../../stream/index.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, frame, maxFrameBytes, protocolVersion } from './frames.ts';
-import type { GuestMemory } from './guest-memory.ts';
+import type { GuestRam } from './guest-memory.ts';
 import { type Hello, parseHello, parseLayout } from './handshake.ts';
 import { PageFeed } from './page-feed.ts';
 import { PageSet } from './page-set.ts';
@@ -48,12 +49,19 @@ export interface DestinationAgentOptions {
   qemu: Duplex;
   link: Duplex;
   /** `undefined` when it cannot be read: then the source refers to nothing that this QEMU has got. */
-  memory: GuestMemory | undefined;
+  memory: GuestRam | undefined;
   /** Reference sets that this cloudlet holds. */
   sets: readonly SetName[];
-  /** They are the agent's to dispose of. */
-  openReader: (name: SetName) => Promise<BlockReader>;
+  /** They are the agent's to dispose of. `undefined` for one that is not sound any more. */
+  openReader: (name: SetName) => Promise<BlockReader | undefined>;
 }
+
+/** In the place of a set that was offered and is gone: what refers to it is asked for again. */
+const lostSet: BlockReader = {
+  blockCount: 0,
+  read: () => Promise.reject(new AppError('image_corrupt', 'The reference set is not there any more')),
+  [Symbol.asyncDispose]: () => Promise.resolve(),
+};
 
 export class DestinationAgent {
   readonly #options: DestinationAgentOptions;
@@ -132,7 +140,7 @@ export class DestinationAgent {
     this.#hello = hello;
     for (const name of hello.sets) {
       if (!sets.includes(name)) throw agentError(`a set that was not offered: ${name}`);
-      this.#readers.push(await openReader(name));
+      this.#readers.push((await openReader(name)) ?? lostSet);
     }
   }
 

@@ -18,7 +18,17 @@ export interface MappedBlock {
   address: number;
 }
 
-export class GuestMemory implements AsyncDisposable {
+/** What the agents need of it. */
+export interface GuestRam {
+  /** All blocks that QEMU has, as they would stand in a stream. */
+  table(): BlockTable;
+  /** From now on pages are numbered by this table. Throws `unsupported` when QEMU has other blocks. */
+  use(table: BlockTable): void;
+  /** The content of `count` consecutive pages of one block, to `to` from `at` on. */
+  read(page: number, count: number, to: Buffer, at?: number): void;
+}
+
+export class GuestMemory implements GuestRam, AsyncDisposable {
   readonly mapped: readonly MappedBlock[];
   readonly #file: FileHandle;
   #table: BlockTable | undefined;
@@ -51,12 +61,10 @@ export class GuestMemory implements AsyncDisposable {
     return memory;
   }
 
-  /** All blocks that QEMU has, as they would stand in a stream. */
   table(): BlockTable {
     return new BlockTable(this.mapped);
   }
 
-  /** From now on pages are numbered by this table. Throws `unsupported` when it has other blocks than QEMU. */
   use(table: BlockTable): void {
     this.#addresses = table.blocks.map(({ name, sizeBytes }) => {
       const found = this.mapped.find((block) => block.name === name);
@@ -66,7 +74,6 @@ export class GuestMemory implements AsyncDisposable {
     this.#table = table;
   }
 
-  /** The content of `count` consecutive pages of one block, to `to` from `at` on. */
   read(page: number, count: number, to: Buffer, at = 0): void {
     const table = this.#table!;
     const index = table.blockOf(page);

@@ -19,7 +19,7 @@ import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../st
 import { Condenser } from './condenser.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, frame, protocolVersion } from './frames.ts';
-import type { GuestMemory } from './guest-memory.ts';
+import type { GuestRam } from './guest-memory.ts';
 import { type AgentMode, parseOffer } from './handshake.ts';
 import { Outbox } from './outbox.ts';
 import { PageBatch } from './page-batch.ts';
@@ -30,7 +30,7 @@ export interface SourceAgentOptions {
   qemu: Readable | undefined;
   link: Duplex;
   /** `undefined` when it cannot be read: then nothing but whole pages travels, and only in pre-copy. */
-  memory: GuestMemory | undefined;
+  memory: GuestRam | undefined;
   mode: AgentMode;
   /** Opens the indexes of sets; `undefined` for those that are not known here. They are the agent's to dispose of. */
   openIndex: (name: SetName) => Promise<SetIndex | undefined>;

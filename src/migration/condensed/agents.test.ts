@@ -1,0 +1,296 @@
+import assert from 'node:assert/strict';
+import { randomBytes, randomInt } from 'node:crypto';
+import { type TestContext, test } from 'node:test';
+import {
+  type BlockReader,
+  digestBlocks,
+  digestOf,
+  MemoryIndex,
+  type SetIndex,
+  type SetName,
+} from '../../pages/index.ts';
+import { pageBytes } from '../../stream/index.ts';
+import { DestinationAgent } from './destination-agent.ts';
+import { encodeFrame, encodeJson, frame, protocolVersion } from './frames.ts';
+import type { AgentMode } from './handshake.ts';
+import { SourceAgent } from './source-agent.ts';
+import { allPages, FakeQemu, FakeRam, linkPair, sourceStream } from './stand-ins.ts';
+import { noStatistics } from './statistics.ts';
+
+const pages = 700;
+
+/** Every third page zero, every fifth like another, the rest random. */
+function filledRam(): FakeRam {
+  const ram = new FakeRam(pages);
+  for (let page = 0; page < pages; page++) {
+    if (page % 3 === 0) continue;
+    if (page % 5 === 0) ram.page(page).fill(page % 7);
+    else randomBytes(pageBytes).copy(ram.page(page));
+  }
+  return ram;
+}
+
+interface Wanted {
+  mode?: AgentMode;
+  ram?: FakeRam;
+  rounds?: number[][];
+  between?: (round: number, agent: SourceAgent) => void | Promise<void>;
+  touches?: number[];
+  drainAtOnce?: boolean;
+  index?: SetIndex;
+  reader?: BlockReader;
+  cutAfterBytes?: number;
+  reads?: boolean;
+  strange?: Buffer;
+  limitBps?: number;
+}
+
+const setName: SetName = 'image:test';
+
+async function move(wanted: Wanted = {}) {
+  const { ram = filledRam(), mode = 'precopy', index, reader } = wanted;
+  const { cutAfterBytes, touches = [], strange, limitBps, reads = true, drainAtOnce = false } = wanted;
+  const [near, far] = linkPair(cutAfterBytes);
+  const arrived = new FakeRam(pages);
+  const qemu = new FakeQemu(arrived, touches);
+  const rounds = wanted.rounds ?? [allPages(ram)];
+  const source = new SourceAgent({
+    qemu: sourceStream(ram, {
+      rounds,
+      between: (round) => wanted.between?.(round, source),
+      ...(strange && { strange }),
+    }),
+    link: near,
+    memory: ram,
+    mode,
+    drainAtOnce,
+    openIndex: async (name) => (name === setName ? index : undefined),
+    limitBps: () => limitBps,
+    statistics: noStatistics(),
+  });
+  const destination = new DestinationAgent({
+    qemu,
+    link: far,
+    memory: reads ? arrived : undefined,
+    sets: reader ? [setName] : [],
+    openReader: async () => reader,
+  });
+  const [left, came] = await Promise.allSettled([source.run(), destination.run()]);
+  return { ram, arrived, qemu, left, came, statistics: source.statistics };
+}
+
+type Moved = Awaited<ReturnType<typeof move>>;
+
+function assertMoved(context: TestContext, { ram, arrived, left, came, qemu, statistics }: Moved): void {
+  context.diagnostic(JSON.stringify(statistics));
+  assert.deepEqual(
+    [left.status, came.status],
+    ['fulfilled', 'fulfilled'],
+    String([left, came].map(reasonOf)),
+  );
+  assert.equal(qemu.lacks.size, 0);
+  for (let page = 0; page < pages; page++)
+    assert.ok(ram.page(page).equals(arrived.page(page)), `page ${page}`);
+}
+
+const reasonOf = (settled: PromiseSettledResult<void>): string =>
+  settled.status === 'rejected' ? String(settled.reason?.stack) : 'fulfilled';
+
+test('a pre-copy arrives, with zero pages and equal pages told in a few bytes', async (context) => {
+  const moved = await move();
+  assertMoved(context, moved);
+  const { statistics, qemu } = moved;
+  assert.equal(qemu.isPostcopy, false);
+  assert.ok(qemu.tail.length > 0);
+  assert.ok(statistics.pages.zero > pages / 3);
+  assert.ok(statistics.pages.copy > 40);
+  assert.equal(statistics.repairedPages, 0);
+});
+
+test('pages that the guest writes go again, as what changed in them', async (context) => {
+  const ram = filledRam();
+  const hot = [1, 2, 4, 7, 601];
+  const moved = await move({
+    ram,
+    rounds: [allPages(ram), hot, [...hot, 8], hot, [8, 3]],
+    between: (round) => {
+      if (round < 3) for (const page of hot) ram.page(page).writeUInt32LE(round + 1, 8 * round);
+      // From something to nothing, and from nothing to something.
+      if (round === 1) ram.page(8).fill(0);
+      if (round === 3) ram.page(3).fill(9);
+    },
+  });
+  assertMoved(context, moved);
+  assert.ok(moved.statistics.pages.delta >= 2 * hot.length);
+});
+
+test('a page that was written but not changed costs nothing', async (context) => {
+  const ram = filledRam();
+  const moved = await move({ ram, rounds: [allPages(ram), [1, 2, 4]] });
+  assertMoved(context, moved);
+  assert.equal(moved.statistics.pages.unchanged, 3);
+});
+
+test('a destination that cannot read its QEMU gets pages that refer to no others', async (context) => {
+  const moved = await move({ reads: false });
+  assertMoved(context, moved);
+  assert.equal(moved.statistics.pages.copy, 0);
+});
+
+test('in hybrid, what is written after the first pass comes after the guest, each page once', async (context) => {
+  const ram = filledRam();
+  const hot = [1, 2, 3, 650, 699];
+  const moved = await move({
+    ram,
+    mode: 'postcopy',
+    rounds: [allPages(ram), hot, [1, 2]],
+    between: (round, agent) => {
+      if (round === 0) agent.drain();
+      for (const page of hot) ram.page(page).fill(100 + round);
+    },
+    touches: [650, 2, 2, 5],
+  });
+  assertMoved(context, moved);
+  assert.equal(moved.qemu.isPostcopy, true);
+  assert.equal(moved.statistics.postcopyPages, hot.length);
+  assert.equal(moved.statistics.requestedPages, 2);
+});
+
+test('in post-copy everything comes after the guest', async (context) => {
+  const moved = await move({ mode: 'postcopy', drainAtOnce: true, touches: [13, 699, 400, 0] });
+  assertMoved(context, moved);
+  assert.equal(moved.statistics.postcopyPages, pages);
+});
+
+test('a hybrid in which nothing is left to send ends as pre-copy', async (context) => {
+  const empty = new FakeRam(pages);
+  const moved = await move({
+    ram: empty,
+    mode: 'postcopy',
+    rounds: [allPages(empty), []],
+    between: (_, agent) => agent.drain(),
+  });
+  assertMoved(context, moved);
+  assert.equal(moved.qemu.isPostcopy, false);
+});
+
+/** A set of all pages with content of the RAM. */
+async function setOf(ram: FakeRam): Promise<{ index: SetIndex; reader: BlockReader }> {
+  const index = new MemoryIndex({ maxEntries: pages });
+  for (let page = 0; page < pages; page++) index.set(page, digestBlocks(ram.page(page)));
+  const copy = Buffer.from(ram.bytes);
+  const reader: BlockReader = {
+    blockCount: pages,
+    read: async (blocks) =>
+      Buffer.concat([...blocks].map((block) => copy.subarray(block * pageBytes, (block + 1) * pageBytes))),
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+  return { index, reader };
+}
+
+test('what a reference set has does not travel', async (context) => {
+  const ram = filledRam();
+  const moved = await move({ ram, ...(await setOf(ram)) });
+  assertMoved(context, moved);
+  assert.equal(moved.statistics.pages.literal, 0);
+  assert.ok(moved.statistics.wireBytes < 16_384, `${moved.statistics.wireBytes} bytes`);
+});
+
+for (const mode of ['precopy', 'postcopy'] as const)
+  test(`a reference set that lies costs bytes and no more (${mode})`, async (context) => {
+    const ram = filledRam();
+    const { index, reader } = await setOf(ram);
+    const lying: BlockReader = {
+      ...reader,
+      async read(blocks) {
+        const bytes = await reader.read(blocks);
+        bytes[0]! ^= 1;
+        return bytes;
+      },
+    };
+    const drainAtOnce = mode === 'postcopy';
+    const moved = await move({ ram, mode, drainAtOnce, index, reader: lying, touches: [2, 100] });
+    assertMoved(context, moved);
+    assert.ok(moved.statistics.repairedPages > 400);
+  });
+
+test('a reference set that cannot be read is done without', async (context) => {
+  const ram = filledRam();
+  const { index } = await setOf(ram);
+  const { AppError } = await import('../../model/errors.ts');
+  const reader: BlockReader = {
+    blockCount: pages,
+    read: () => Promise.reject(new AppError('image_corrupt', 'The storage is gone')),
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+  assertMoved(context, await move({ ram, index, reader }));
+});
+
+test('a stream with sections that nobody here knows goes over as it is', async () => {
+  const strange = Buffer.from('0100000003056f746865720000000000000001deadbeef', 'hex');
+  const { statistics, came } = await move({ strange });
+  assert.match(statistics.fallback ?? '', /iterable section/);
+  // The stand-in for QEMU knows it as little, but it got it.
+  assert.match(reasonOf(came), /iterable section/);
+});
+
+test('a link that is cut anywhere ends both sides, and neither takes the VM for moved', async () => {
+  const ram = filledRam();
+  const totals: number[] = [];
+  for (let turn = 0; turn < 50; turn++) {
+    const wanted = { ram, mode: 'postcopy', drainAtOnce: turn % 2 === 0 } as const;
+    const whole = turn < 2 ? (await move(wanted)).statistics.wireBytes : totals[turn % 2]!;
+    totals[turn % 2] = whole;
+    const cutAfterBytes = randomInt(whole - 10);
+    const { left, came } = await move({ ...wanted, cutAfterBytes });
+    assert.deepEqual(
+      [left.status, came.status],
+      ['rejected', 'rejected'],
+      `cut after ${cutAfterBytes} bytes`,
+    );
+  }
+});
+
+test('a destination takes nothing from a source that breaks the rules', async () => {
+  const hello = encodeJson(frame.hello, { version: protocolVersion, mode: 'precopy', sets: [] });
+  const blocks = encodeJson(frame.blocks, { sectionId: 2, blocks: [{ name: 'pc.ram', sizeBytes: 8192 }] });
+  const opened = [hello, encodeFrame(frame.opening, Buffer.from('5145564d00000003', 'hex')), blocks];
+  const batch = (bytes: number, body: Buffer, packed = 0): Buffer => {
+    const head = Buffer.of(packed, 0, 0, 0, 0);
+    head.writeUInt32BE(bytes, 1);
+    return encodeFrame(frame.batch, head, digestOf(Buffer.alloc(0)), body);
+  };
+  const bomb = (await import('node:zlib')).zstdCompressSync(Buffer.alloc(64 * 1024 * 1024));
+  const attempts: Record<string, Buffer[]> = {
+    'a batch before its hello': [batch(4, Buffer.alloc(4))],
+    'another version': [encodeJson(frame.hello, { version: 99, mode: 'precopy', sets: [] })],
+    'a set that was not offered': [
+      encodeJson(frame.hello, { version: protocolVersion, mode: 'precopy', sets: ['image:other'] }),
+    ],
+    'a frame of a GiB': [Buffer.of(4, 0x40, 0, 0, 0)],
+    'an unknown frame': [Buffer.of(99, 0, 0, 0, 0)],
+    'a block that is too large': [
+      hello,
+      encodeJson(frame.blocks, { sectionId: 2, blocks: [{ name: 'pc.ram', sizeBytes: 2 ** 50 }] }),
+    ],
+    'two tables': [...opened, blocks],
+    'a page out of range': [...opened, batch(8, Buffer.of(0, 0, 0, 3, 0, 200, 1, 1))],
+    'a zip bomb': [...opened, batch(1000, bomb, 1)],
+    'a claim of 4 GiB': [...opened, batch(0xffff_ffff, bomb, 1)],
+    'an end in the middle': opened,
+  };
+  for (const [what, frames] of Object.entries(attempts)) {
+    const [near, far] = linkPair();
+    const agent = new DestinationAgent({
+      qemu: new FakeQemu(new FakeRam(8)),
+      link: far,
+      memory: new FakeRam(8),
+      sets: [],
+      openReader: async () => undefined,
+    });
+    near.resume();
+    for (const bytes of frames) near.write(bytes);
+    near.end();
+    await assert.rejects(agent.run(), /The agent at the other end/, what);
+  }
+});

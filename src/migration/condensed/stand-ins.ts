@@ -1,0 +1,228 @@
+/**
+ * For tests: a source QEMU and a destination QEMU as far as the agents see them. The source writes a real migration
+ * stream out of a buffer of RAM, the destination loads one into another and behaves as strictly as QEMU does.
+ */
+import { Duplex, Readable } from 'node:stream';
+import {
+  type Answer,
+  BlockTable,
+  beginSection,
+  command,
+  encodeAnswer,
+  eof,
+  PageWriter,
+  pageBytes,
+  StreamParser,
+  sectionEnd,
+  startSection,
+} from '../../stream/index.ts';
+import type { GuestRam } from './guest-memory.ts';
+
+const sectionId = 2;
+
+/** RAM with one block of the VM's and one of a device's. */
+export class FakeRam implements GuestRam {
+  readonly bytes: Buffer;
+  readonly #table: BlockTable;
+
+  constructor(pages: number) {
+    this.#table = new BlockTable([
+      { name: 'pc.ram', sizeBytes: (pages - 4) * pageBytes },
+      { name: 'vga.vram', sizeBytes: 4 * pageBytes },
+    ]);
+    this.bytes = Buffer.alloc(pages * pageBytes);
+  }
+
+  table(): BlockTable {
+    return this.#table;
+  }
+
+  use(_table: BlockTable): void {}
+
+  read(page: number, count: number, to: Buffer, at = 0): void {
+    this.bytes.copy(to, at, page * pageBytes, (page + count) * pageBytes);
+  }
+
+  page(number: number): Buffer {
+    return this.bytes.subarray(number * pageBytes, (number + 1) * pageBytes);
+  }
+}
+
+const opening = Buffer.from('5145564d00000003070000000474657374', 'hex');
+/** A FULL section of no meaning, EOF, and the description. */
+export const devices = Buffer.concat([
+  Buffer.from('0400000009046465766900000000000000010102037e00000009', 'hex'),
+]);
+const description = Buffer.from('{"devices":[]}');
+const tail = Buffer.concat([devices, eof(), Buffer.of(6, 0, 0, 0, description.length), description]);
+
+/** What the source QEMU writes: whole rounds, between which `between` may change the RAM. */
+export function sourceStream(
+  ram: FakeRam,
+  options: {
+    rounds: readonly (readonly number[])[];
+    between?: (round: number) => void | Promise<void>;
+    strange?: Buffer;
+  },
+): Readable {
+  const { rounds, between, strange } = options;
+  const table = ram.table();
+  const writer = new PageWriter(table);
+  async function* pieces(): AsyncGenerator<Buffer> {
+    yield opening;
+    if (strange) return yield strange;
+    yield startSection(sectionId, table);
+    for (const [round, pages] of rounds.entries()) {
+      yield beginSection('part', sectionId);
+      for (const page of pages) {
+        const to = Buffer.alloc(PageWriter.maxBytes);
+        const isZero = ram.page(page).every((byte) => byte === 0);
+        const end = isZero ? writer.zeroPage(to, 0, page) : writer.page(to, 0, page, ram.page(page), 0);
+        yield to.subarray(0, end);
+      }
+      yield sectionEnd(sectionId);
+      if (round < rounds.length - 1) await between?.(round);
+    }
+    yield beginSection('end', sectionId);
+    yield sectionEnd(sectionId);
+    yield tail;
+  }
+  return Readable.from(pieces(), { objectMode: false });
+}
+
+export const allPages = (ram: FakeRam): number[] => Array.from({ length: ram.table().pages }, (_, i) => i);
+
+/** Loads a stream as QEMU does, into RAM; refuses what QEMU would refuse. */
+export class FakeQemu extends Duplex {
+  readonly ram: FakeRam;
+  readonly #parser: StreamParser;
+  /** Post-copy: pages that are not there. */
+  readonly lacks = new Set<number>();
+  isPostcopy = false;
+  tail: Buffer[] = [];
+  written = 0;
+  /** Pages that its guest touches first when it runs. */
+  #touches: readonly number[];
+
+  constructor(ram: FakeRam, touches: readonly number[] = []) {
+    super({ allowHalfOpen: true });
+    this.ram = ram;
+    this.#touches = touches;
+    const table = ram.table();
+    this.#parser = new StreamParser({
+      page: (page, buffer, at) => this.#place(page, buffer.subarray(at, at + pageBytes)),
+      zeroPage: (page) => this.#place(page, Buffer.alloc(pageBytes)),
+      command: (code, payload) => {
+        if (code === command.discard) this.#discard(payload);
+        if (code === command.ping) this.answer({ name: 'pong', value: payload.readUInt32BE(0) });
+      },
+      package: () => {
+        this.isPostcopy = true;
+        for (const page of this.#touches) {
+          const block = table.blocks[table.blockOf(page)]!;
+          const startByte = (page - block.firstPage) * pageBytes;
+          this.answer({ name: 'request-pages', startByte, bytes: pageBytes, blockName: block.name });
+        }
+      },
+      tail: (bytes) => {
+        this.tail.push(Buffer.from(bytes));
+        if (this.isPostcopy) this.answer({ name: 'shut', value: 0 });
+      },
+    });
+  }
+
+  answer(answer: Answer): void {
+    this.push(encodeAnswer(answer));
+  }
+
+  override _read(): void {}
+
+  override _write(bytes: Buffer, _encoding: BufferEncoding, done: (error?: Error) => void): void {
+    try {
+      this.#parser.push(bytes);
+      this.written += bytes.length;
+      // Later, as a socket does.
+      setImmediate(done);
+    } catch (error) {
+      done(error as Error);
+    }
+  }
+
+  override _final(done: () => void): void {
+    this.push(null);
+    done();
+  }
+
+  #place(page: number, content: Buffer): void {
+    if (this.isPostcopy && !this.lacks.delete(page)) throw new Error(`EEXIST: page ${page} came twice`);
+    content.copy(this.ram.page(page));
+  }
+
+  #discard(payload: Buffer): void {
+    const nameBytes = payload[1]!;
+    const table = this.ram.table();
+    const block = table.blocks[table.indexOf(payload.toString('latin1', 2, 2 + nameBytes))]!;
+    for (let at = 3 + nameBytes; at < payload.length; at += 16) {
+      const first = block.firstPage + Number(payload.readBigUInt64BE(at)) / pageBytes;
+      const count = Number(payload.readBigUInt64BE(at + 8)) / pageBytes;
+      for (let page = first; page < first + count; page++) {
+        this.lacks.add(page);
+        this.ram.page(page).fill(0xee);
+      }
+    }
+  }
+}
+
+/** One end of a link in memory: a write is done when the other end's reader has room. */
+class LinkEnd extends Duplex {
+  peer!: LinkEnd;
+  readonly #onBytes: (bytes: number) => void;
+  #waiting: (() => void) | undefined;
+
+  constructor(onBytes: (bytes: number) => void) {
+    super({ allowHalfOpen: true, readableHighWaterMark: 65_536 });
+    this.#onBytes = onBytes;
+    // A test looks at what the agents say of it.
+    this.on('error', () => {});
+  }
+
+  override _read(): void {
+    this.#waiting?.();
+    this.#waiting = undefined;
+  }
+
+  arrive(bytes: Buffer, done: () => void): void {
+    if (this.push(bytes)) setImmediate(done);
+    else this.#waiting = done;
+  }
+
+  override _write(bytes: Buffer, _encoding: BufferEncoding, done: () => void): void {
+    this.#onBytes(bytes.length);
+    // What is written is read later, so a buffer that is used again would show.
+    if (!this.destroyed) setImmediate(() => this.peer.arrive(bytes, done));
+  }
+
+  override _final(done: () => void): void {
+    setImmediate(() => this.peer.push(null));
+    done();
+  }
+
+  override _destroy(error: Error | null, done: (error: Error | null) => void): void {
+    if (!this.peer.destroyed) setImmediate(() => this.peer.destroy(new Error('The other end is gone')));
+    done(error);
+  }
+}
+
+/** Two ends of a stream, which breaks after so many bytes, those of both directions counted together. */
+export function linkPair(cutAfterBytes = Number.POSITIVE_INFINITY): [Duplex, Duplex] {
+  let left = cutAfterBytes;
+  const onBytes = (bytes: number): void => {
+    left -= bytes;
+    if (left < 0) for (const end of [near, far]) end.destroy(new Error('cut'));
+  };
+  const near: LinkEnd = new LinkEnd(onBytes);
+  const far: LinkEnd = new LinkEnd(onBytes);
+  near.peer = far;
+  far.peer = near;
+  return [near, far];
+}
