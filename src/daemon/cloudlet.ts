@@ -150,6 +150,7 @@ export class Cloudlet implements AsyncDisposable {
       owner: identity.id,
       networks: config.networks,
       run,
+      guard: () => this.networks.guard.update(),
       bridgeFor: (vmId, index) => this.networks.destination.bridgeFor(vmId, index),
     });
     const runner = new Runner({ paths, host: this.host, config, taps: this.#taps });

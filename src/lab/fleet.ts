@@ -101,7 +101,7 @@ export class LabCloudlet {
           VIPER_JOIN_TOKEN: (await joining.viper.createJoinToken({ body: {} })).token,
         })
       : await runProgram(site, ['init', ...common]);
-    const networks = site ? { networks: [{ name: 'lan', kind: 'bridge', bridge: lanBridge }] } : {};
+    const networks = site ? { networks: [lanOf(site)] } : {};
     await writeFile(path.join(directory, 'config.json'), JSON.stringify({ listen, ...networks, ...config }));
     const ca = await readFile(made.caFile, 'utf8');
     const cloudlet = new LabCloudlet(directory, made, ca, { ...options, near, link });
@@ -223,6 +223,12 @@ async function endQemusUnder(root: string): Promise<void> {
     }
   }
 }
+
+/** From .100 to .199 they are for VMs that nobody gives another; devices have those above. */
+const lanOf = ({ lan, gateway }: Site) => {
+  const [from, to] = ['100', '199'].map((last) => gateway.replace(/\d+$/, last));
+  return { name: 'lan', kind: 'bridge', bridge: lanBridge, addresses: { subnet: lan, gateway, from, to } };
+};
 
 const commandAt = (site: Site | undefined, command: Command): Command =>
   site ? inNamespace(site.namespace, command) : command;

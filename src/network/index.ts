@@ -9,6 +9,7 @@ export {
   type MptcpDeviceOptions,
   type Roamed,
 } from './device.ts';
+export { type Guarded, type GuardedTap, guardTable, planGuard, planGuardRemoval } from './guard-plan.ts';
 export {
   type GuestNetwork,
   type GuestPlace,

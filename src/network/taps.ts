@@ -15,6 +15,8 @@ export interface TapsOptions {
   owner: Uuid;
   networks: readonly CloudletNetwork[];
   run: Run;
+  /** Sees to it, before taps of the VM carry anything, that it says no more than it may. */
+  guard?: (vmId: Uuid) => Promise<void>;
   /** The bridge that an interface of a VM joins instead of its network's, if any: of a LAN that is stretched to it. */
   bridgeFor?: (vmId: Uuid, index: number) => string | undefined;
 }
@@ -43,6 +45,7 @@ export class Taps {
     for (const { name } of left) await takeDown(planTapRemoval(name), run);
     const others = links.filter((link) => !left.includes(link));
 
+    await this.#options.guard?.(vmId);
     const names: (string | null)[] = [];
     await using undo = new AsyncDisposableStack();
     for (const [index, network] of wanted.entries()) {

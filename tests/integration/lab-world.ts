@@ -40,7 +40,21 @@ export function probe(
   at: string,
   ...argv: string[]
 ): { child: ChildProcess; lines: AsyncIterator<Line> } {
-  const [program, ...args] = lab.commandIn(at, [process.execPath, probes, ...argv]);
+  return probeBy(lab, at, [], ...argv);
+}
+
+/** The same with MPTCP where it would use TCP. */
+export const probeMptcp = (lab: Lab, at: string, ...argv: string[]) =>
+  probeBy(lab, at, ['mptcpize', 'run'], ...argv);
+
+function probeBy(
+  lab: Lab,
+  at: string,
+  by: string[],
+  ...argv: string[]
+): { child: ChildProcess; lines: AsyncIterator<Line> } {
+  const command = [...by, process.execPath, probes, ...argv] as [string, ...string[]];
+  const [program, ...args] = lab.commandIn(at, command);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
   return { child, lines: parsed(child) };
 }

@@ -56,6 +56,7 @@ export class DestinationNetworks {
     };
     store.handoffs.put(record);
     try {
+      await this.#parts.guard();
       for (const { run } of planDestination(handoff).before) await this.#perform(run);
     } catch (error) {
       await this.drop(id);
@@ -75,6 +76,7 @@ export class DestinationNetworks {
     if (!tunnel) return answer;
     const peer = { id: tunnel.cloudletId, name: tunnel.name };
     this.#parts.store.handoffs.put({ id, vmId, role: 'home', peer, askedBy, handoff });
+    await this.#parts.guard();
     await this.#perform(planHomeEnd(handoff, handoff.tunnel!).run);
     return answer;
   }
@@ -146,11 +148,9 @@ export class DestinationNetworks {
     if (home) store.handoffs.put({ ...record, role: 'away' });
     else store.handoffs.delete(id);
     const { address } = handoff.next ?? handoff.last;
+    const unfinished = failures.map(({ message }) => message).join('; ');
     const data = { migrationId: id, name: managed.record.name, address, continuity: handoff.continuity };
-    events.append({ kind: 'vm.address', vmId, data });
-    if (failures.length === 0) return;
-    const reason = failures.map(({ message }) => message).join('; ');
-    events.append({ kind: 'vm.network-unfinished', vmId, data: { ...data, reason } });
+    events.append({ kind: 'vm.address', vmId, data: { ...data, ...(unfinished ? { unfinished } : {}) } });
   }
 
   /** The bridge that an interface of the VM joins here, if not that of its network. */

@@ -12,7 +12,7 @@ import {
 } from '../../network/index.ts';
 import type { Machine } from '../../vm/machine.ts';
 
-const agentAnswersMs = 3_000;
+const agentAnswersMs = 10_000;
 const undoTimeoutMs = 60_000;
 /** An agent that has just been moved may take a while to hear us again. */
 const tries = 5;

@@ -17,6 +17,8 @@ export interface HandoffParts {
   events: EventLog;
   log: FastifyBaseLogger;
   run: Run;
+  /** After a change of what is in the store. */
+  guard: () => Promise<void>;
   /** This cloudlet; `tunnelAddress` is missing where none is set. */
   self: () => { id: Uuid; name: string; tunnelAddress?: string };
   /** Of the network of that name. Errors: `unsupported`. */

@@ -28,6 +28,7 @@ import type { Store } from '../store/index.ts';
 import type { VmRegistry } from '../vms/registry.ts';
 import { DestinationNetworks } from './destination.ts';
 import { perform } from './effects.ts';
+import { Guard } from './guard.ts';
 import { Leases } from './leases.ts';
 import type { HandoffParts, PreparedNetwork, PrepareNetwork } from './parts.ts';
 import type { HandoffRecord } from './record.ts';
@@ -52,6 +53,7 @@ export class Networks {
   readonly leases: Leases;
   readonly source: SourceNetworks;
   readonly destination: DestinationNetworks;
+  readonly guard: Guard;
   readonly #options: NetworksOptions;
   #sweeping: NodeJS.Timeout | undefined;
 
@@ -59,7 +61,15 @@ export class Networks {
     this.#options = options;
     const { store, events, log, run, config } = options;
     this.leases = new Leases({ store, networks: config.networks });
+    this.guard = new Guard({
+      owner: options.identity().id,
+      networks: config.networks,
+      run,
+      vms: () => options.registry.all().map(({ record }) => record),
+      handoffs: () => store.handoffs.all(),
+    });
     const parts: HandoffParts = {
+      guard: () => this.guard.update(),
       store,
       leases: this.leases,
       events,
@@ -148,6 +158,7 @@ export class Networks {
     for (const { link, vmId } of ownTunnelDevices(links, this.#self().id))
       if (!kept.has(vmId))
         await run('ip', ['link', 'delete', 'dev', link.name], { signal: AbortSignal.timeout(askTimeoutMs) });
+    if (registry.all().length > 0) await this.guard.update();
     this.#sweeping = setInterval(() => {
       this.destination.expire().catch((error) => log.error({ err: error }, 'giving up reservations failed'));
     }, sweepEveryMs).unref();

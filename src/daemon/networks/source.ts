@@ -143,6 +143,7 @@ export class SourceNetworks {
         : {}),
     };
     store.handoffs.put({ ...first, handoff: full });
+    await this.#parts.guard();
     for (const { run: action } of planSource(full).before)
       await perform(action, { run, machine: managed.machine, signal });
   }

@@ -1,0 +1,144 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { Continuity } from '../model/vm.ts';
+import {
+  type Action,
+  bridgeFor,
+  type Handoff,
+  planAwayEndRemoval,
+  planDestination,
+  planHomeEnd,
+  planSource,
+} from './handoff-plan.ts';
+
+const owner = '11111111-0000-4000-8000-000000000000';
+const vmId = 'abcdef01-2345-4000-8000-000000000001';
+const last = {
+  mac: '02:00:00:00:00:01',
+  address: '10.4.0.10/24',
+  subnet: '10.4.0.0/24',
+  gateway: '10.4.0.1',
+};
+const next = {
+  mac: '02:00:00:00:00:02',
+  address: '10.5.0.10/24',
+  subnet: '10.5.0.0/24',
+  gateway: '10.5.0.1',
+};
+const tunnel = { vni: 0xab, local: '192.0.2.1', remote: '192.0.2.2' };
+const handoff = (continuity: Continuity, more: Partial<Handoff> = {}): Handoff => ({
+  owner,
+  vmId,
+  continuity,
+  bridge: 'lan0',
+  serving: 0,
+  waiting: 1,
+  last,
+  ...more,
+});
+const preJoin = handoff('mptcp', { next, tunnel });
+const stretch = handoff('stretch', { tunnel, gatewayMac: '02:00:0a:00:00:01' });
+
+const linesOf = (action: Action | undefined): string[] =>
+  action?.kind === 'host' ? action.commands.map((command) => command.join(' ')) : [];
+
+test('pre-join: tunnel, address, join, in this order, and nothing of the network after the move but to tidy up', () => {
+  const { before, after } = planSource(preJoin);
+  assert.deepEqual(
+    before.map(({ name, run }) => [name, run.kind === 'guest' ? run.step.name : run.kind]),
+    [
+      ['tunnel', 'host'],
+      ['prepare', 'prepare'],
+      ['join', 'join'],
+    ],
+  );
+  assert.deepEqual(after.flatMap(linesOf), [
+    'ip link delete dev vipx0000ab type vxlan',
+    'ip link delete dev vipbabcdef01n1 type bridge',
+  ]);
+});
+
+test('pre-join takes the waiting interface, and only that, out of the LAN and into the tunnel', () => {
+  const lines = linesOf(planSource(preJoin).before[0]?.run);
+  assert.ok(lines.includes('ip link set dev vipabcdef01n1 master vipbabcdef01n1'));
+  assert.ok(lines.includes('ip link set dev vipx0000ab master vipbabcdef01n1'));
+  assert.ok(lines.every((line) => !line.includes('vipabcdef01n0') && !line.includes('lan0')));
+});
+
+test('every step of the source that changes something says how it is undone, by the steps in reverse', () => {
+  const undoes = planSource(preJoin).before.map(({ undo }) => undo!);
+  assert.equal(linesOf(undoes[0])[0], 'ip link set dev vipabcdef01n1 master lan0');
+  // The address that was next goes, the one that was served stays.
+  assert.deepEqual(undoes.slice(1), [
+    { kind: 'guest', step: { name: 'finish', next: last, last: next, mtu: 1500 } },
+    { kind: 'guest', step: { name: 'join', next: last, last: next, waitMs: 10_000 } },
+  ]);
+});
+
+test('the destination plugs its end of the tunnel into its LAN, and takes it out before the guest tidies up', () => {
+  const { before, after } = planDestination(preJoin);
+  assert.ok(linesOf(before[0]?.run).includes('ip link set dev vipx0000ab master lan0'));
+  assert.deepEqual(linesOf(before[0]?.undo), ['ip link delete dev vipx0000ab type vxlan']);
+  assert.deepEqual(
+    after.map((action) => (action.kind === 'guest' ? action.step : linesOf(action))),
+    [['ip link delete dev vipx0000ab type vxlan'], { name: 'finish', next, last, mtu: 1500 }],
+  );
+  assert.equal(bridgeFor(preJoin, 0), undefined);
+});
+
+test('a stretched LAN ends in a bridge of the VM alone, with gateway and route, which stay', () => {
+  const { before, after } = planDestination(stretch);
+  const lines = linesOf(before[0]?.run);
+  assert.ok(lines.includes('ip link set dev vipbabcdef01n0 address 02:00:0a:00:00:01'));
+  assert.ok(lines.includes('ip address add 10.4.0.1/32 dev vipbabcdef01n0'));
+  assert.ok(lines.includes('ip route add 10.4.0.10/32 dev vipbabcdef01n0'));
+  assert.deepEqual(after, []);
+  assert.deepEqual(planAwayEndRemoval(owner, vmId, 0, tunnel.vni), [
+    ['ip', 'link', 'delete', 'dev', 'vipx0000ab', 'type', 'vxlan'],
+    ['ip', 'link', 'delete', 'dev', 'vipbabcdef01n0', 'type', 'bridge'],
+  ]);
+  assert.deepEqual(
+    [0, 1].map((index) => bridgeFor(stretch, index)),
+    ['vipbabcdef01n0', undefined],
+  );
+});
+
+test('without a gateway of the cloudlet, a LAN is stretched as it is: no address and no route', () => {
+  const lines = linesOf(planDestination(handoff('stretch', { tunnel })).before[0]?.run);
+  assert.ok(lines.every((line) => !line.includes('route') && !line.startsWith('ip address')));
+});
+
+test('the home keeps the MAC of a VM that is away, as the answers to its ARP end at the other gateway', () => {
+  const { run, undo } = planHomeEnd(stretch, tunnel);
+  assert.equal(
+    linesOf(run).at(-1),
+    'ip neighbour replace 10.4.0.10 dev lan0 lladdr 02:00:00:00:00:01 nud permanent',
+  );
+  assert.equal(linesOf(undo)[0], 'ip neighbour delete 10.4.0.10 dev lan0');
+  assert.deepEqual(planSource(stretch).before[0], planHomeEnd(stretch, tunnel));
+});
+
+test('a VM that comes home, or has no address to change, needs nothing', () => {
+  for (const plan of [planSource, planDestination])
+    assert.deepEqual(plan(handoff('stretch')), { before: [], after: [] });
+});
+
+test('without continuity the guest takes its new address after the move', () => {
+  const none = handoff('none', { next });
+  assert.deepEqual(
+    planSource(none).before.map(({ name }) => name),
+    ['prepare'],
+  );
+  assert.deepEqual(planDestination(none).after, [
+    { kind: 'guest', step: { name: 'finish', next, last, mtu: 1500 } },
+  ]);
+});
+
+test('no program of a plan is given a word that it could take for an option or a value of its own', () => {
+  for (const bad of [
+    { bridge: '-lan' },
+    { tunnel: { ...tunnel, remote: 'x; reboot' } },
+    { tunnel: { ...tunnel, vni: 0 } },
+  ])
+    assert.throws(() => planDestination({ ...preJoin, ...bad }), { code: 'invalid_request' });
+});
