@@ -9,6 +9,7 @@ missing_packages() {
   need qemu-utils qemu-img
   need xorriso xorriso
   need iproute2 ip
+  need iputils-ping ping
   need npm npm
   need procps sysctl
   need vde2 wirefilter

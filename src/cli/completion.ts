@@ -66,6 +66,10 @@ const sources = {
     viper.listPeers({ signal }).then(({ items }) => items.map(({ id, name }) => named(id, name))),
   to: (viper, signal) =>
     viper.listPeers({ signal }).then(({ items }) => items.map(({ id, name }) => named(name, id))),
+  device: (viper, signal) =>
+    viper
+      .listDevices({ query: { limit: 200 }, signal })
+      .then(({ items }) => items.map(({ id, name }) => named(name, id))),
   migration: (viper, signal) =>
     viper
       .listMigrations({ query: { limit: 200 }, signal })

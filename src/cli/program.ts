@@ -3,7 +3,9 @@ import { readFileSync } from 'node:fs';
 import { Command } from 'commander';
 import { addContextCommands } from './commands/context.ts';
 import { addDaemonCommands } from './commands/daemon.ts';
+import { addDeviceCommands } from './commands/device.ts';
 import { addDrainCommands } from './commands/drain.ts';
+import { addFollowCommands } from './commands/follow.ts';
 import { addImageCommands } from './commands/image.ts';
 import { addLabCommands } from './commands/lab.ts';
 import { addMigrationCommands } from './commands/migration.ts';
@@ -41,6 +43,8 @@ export function createProgram(daemonProgram: string): Command {
   addSnapshotCommands(program);
   addMigrationCommands(program);
   addDrainCommands(program);
+  addDeviceCommands(program);
+  addFollowCommands(program);
   addOperationCommands(program);
   addTokenCommands(program);
   addPeerCommands(program);

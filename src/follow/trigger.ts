@@ -166,9 +166,9 @@ function isHeldBack(
   return nowMs - changes.at(-1)! < dwellMs;
 }
 
-/** A lost device turns up somewhere soon, or stays away: it is looked for at longer and longer intervals. */
+/** A lost device turns up, and one that has just arrived is answered by all, soon or never: longer and longer waits. */
 const waitMs = (times: number, kind: Trigger['kind'], { reconsiderMs }: TriggerPolicy): number =>
-  kind === 'lost' ? Math.min(reconsiderMs, 500 * 2 ** times) : reconsiderMs;
+  kind !== 'rtt' ? Math.min(reconsiderMs, 500 * 2 ** times) : reconsiderMs;
 
 const timesHandled = ({ handled }: TriggerState, key: string): number =>
   handled?.key === key ? Math.min(handled.times + 1, 20) : 1;

@@ -23,7 +23,9 @@ const allowed: Record<string, readonly string[]> = {
   migration: ['model', 'qmp', 'vm', 'link', 'stream', 'pages', 'nbd'],
   daemon: ['model', 'contract', 'qmp', 'network', 'vm', 'fleet', 'link', 'follow', 'migration', 'pages'],
   sdk: ['model', 'contract'],
-  cli: ['model', 'contract', 'sdk', 'lab'],
+  // What runs on a device that a VM follows.
+  device: ['model', 'sdk', 'network'],
+  cli: ['model', 'contract', 'sdk', 'lab', 'device', 'network'],
   lab: ['model', 'network', 'vm', 'sdk'],
   bench: ['model', 'contract', 'sdk', 'lab', 'daemon', 'vm', 'pages'],
 };

@@ -6,6 +6,7 @@ import { formatAge, formatTime, paintState, shortDigest } from '../output.ts';
 import { addLongWorkOptions, finish, type LongWorkOptions } from '../progress.ts';
 import { addCommand, addGroup, type Session, withSession } from '../session.ts';
 import { parseDuration } from '../values.ts';
+import { addPlacementCommand } from './follow.ts';
 import { listAll } from './lists.ts';
 import { addVmConsoleCommands } from './vm-console.ts';
 import { addVmCreateCommand } from './vm-create.ts';
@@ -44,6 +45,7 @@ export function addVmCommands(program: Command): void {
   );
 
   addStateCommands(vm);
+  addPlacementCommand(vm);
 
   addLongWorkOptions(
     addCommand(

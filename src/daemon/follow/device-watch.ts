@@ -81,6 +81,8 @@ export class DeviceWatch implements Disposable {
   /** The device told in which LAN it is (of which cloudlet, if any) and what it measured. */
   report(lan: Uuid | undefined, rtts: readonly { cloudletId: Uuid; rttMs: number }[]): void {
     const atMs = this.#now();
+    // What it measured in another LAN says nothing about this one.
+    if (lan !== this.#state.lan) this.#reported.clear();
     for (const { cloudletId, rttMs } of rtts) this.#reported.set(cloudletId, { rttMs, atMs });
     const own = this.#reported.get(this.#options.ownId);
     // Where no ping comes through, its own measurement stands in.

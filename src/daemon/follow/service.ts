@@ -3,6 +3,7 @@
  * by starting a migration, and keeps every decision with what it came to. It also goes along with migrations that
  * others start: a device is handed over ahead of its VM, and forecasts learn from each.
  */
+import { isIPv4 } from 'node:net';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
@@ -297,7 +298,9 @@ export class Follow implements MigrationCompanion {
       return { moved: false };
     }
     try {
-      const request = this.#place.requestFor(target.id);
+      const { addresses = [] } = device ? this.devices.find(device.id) : {};
+      const there = addresses.find((address) => isIPv4(address) && this.#lanOf([address]) === target.id);
+      const request = this.#place.requestFor(target.id, there);
       const operation = await migrations().start(managed.record.id, request);
       const { migrationId } = operation.subject;
       const acted = {
