@@ -8,5 +8,5 @@ export {
   NbdError,
   type NbdErrorName,
 } from './protocol.ts';
-export { type Backend, type NbdServer, type ServeOptions, serveNbd } from './server.ts';
+export { type Backend, type NbdServer, type ServeOptions, serveNbd, serveNbdOn } from './server.ts';
 export { type NbdRequest, NbdServerCodec } from './server-codec.ts';

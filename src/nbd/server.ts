@@ -91,6 +91,14 @@ export async function serveNbd(options: ServeOptions): Promise<NbdServer> {
   };
 }
 
+/** Serves one client on a socket that is open already. Resolves when it has taken its leave, rejects when it broke. */
+export function serveNbdOn(socket: Socket, options: { exportName: string; backend: Backend }): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  new Connection(socket, options.exportName, options.backend, (error) => (error ? reject(error) : resolve()));
+  socket.resume();
+  return promise;
+}
+
 export function exportInfo({ sizeBytes, isReadOnly, extents: _ }: Backend): ExportInfo {
   const writable =
     transmissionFlag.sendTrim | transmissionFlag.sendWriteZeroes | transmissionFlag.sendFastZero;

@@ -5,7 +5,7 @@ export {
   buildIndex,
   buildIndexFromDigests,
 } from './build-index.ts';
-export { type Content, contentReader, contentSource } from './content-blocks.ts';
+export { type Content, contentReader, contentSource, runsOf } from './content-blocks.ts';
 export { type IndexFile, openIndex, readIndexHeader } from './index-file.ts';
 export type { IndexFacts } from './index-writer.ts';
 export { MemoryIndex } from './memory-index.ts';

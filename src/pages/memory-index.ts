@@ -36,6 +36,11 @@ export class MemoryIndex implements SetIndex {
     return this.#entryOfBlock.size;
   }
 
+  /** All blocks that it knows. They may be deleted meanwhile. */
+  blocks(): Iterable<number> {
+    return this.#entryOfBlock.keys();
+  }
+
   /** The block now has this content (digest at `at` of `digests`). False when the index did not take it. */
   set(block: number, digests: Uint8Array, at = 0): boolean {
     this.delete(block);

@@ -24,6 +24,8 @@ export interface CondenserOptions {
   /** The destination can read what its QEMU has got. */
   destinationReads: boolean;
   compression?: { off?: boolean };
+  /** Told of each batch once it is encoded: the digests of its pages with content, in order of their entries. */
+  onEncoded?: (batch: PageBatch, digests: Buffer) => void;
   /** Bytes per second, as measured. */
   linkSpeed: () => number | undefined;
   statistics: EngineStatistics;
@@ -41,8 +43,10 @@ export class Condenser {
 
   constructor(options: CondenserOptions) {
     this.#options = options;
-    this.#sent = new SentIndex(options.pages);
-    this.#deltas = new DeltaCache(options.pages);
+    // Only for a destination that reads back: they count by the page.
+    const tracked = options.destinationReads ? options.pages : 0;
+    this.#sent = new SentIndex(tracked);
+    this.#deltas = new DeltaCache(tracked);
     this.#everSent = new PageSet(options.pages);
     this.#compressor = new Compressor(options.compression);
   }
@@ -108,6 +112,7 @@ export class Condenser {
       if (delta) writer.data(delta);
       if (!this.#isPostcopy) this.#remember(page, digests, index, version);
     }
+    this.#options.onEncoded?.(batch, digests);
     const body = writer.finish();
     statistics.guestBytes += content.length;
     cpuMs.digest += digestedAt - startedAt;
@@ -119,6 +124,7 @@ export class Condenser {
   #zero(writer: BatchWriter, page: number, count: number): void {
     writer.add('zero', page, count);
     this.#options.statistics.pages.zero += count;
+    if (!this.#options.destinationReads) return;
     for (let each = page; each < page + count; each++) {
       if (!this.#everSent.has(each)) continue;
       this.#sent.forget(each);
@@ -127,6 +133,7 @@ export class Condenser {
   }
 
   #remember(page: number, digests: Buffer, index: number, version: Uint32Array): void {
+    if (!this.#options.destinationReads) return;
     this.#sent.set(page, digests, index);
     // What is sent a second time will be sent a third time.
     if (!this.#everSent.add(page)) this.#deltas.put(page, version);

@@ -14,10 +14,16 @@ export const frame = {
   command: 5,
   tail: 6,
   rest: 7,
+  diskBytes: 8,
+  diskZeroes: 9,
+  diskFlush: 10,
   // From the destination.
   offer: 64,
   want: 65,
   missing: 66,
+  diskOffer: 67,
+  diskTaken: 68,
+  diskFlushed: 69,
 } as const;
 const known = new Set<number>(Object.values(frame));
 

@@ -48,7 +48,8 @@ export class Rebuilder {
     this.#pages = options.pages;
     this.#sets = options.sets;
     this.#memory = options.memory;
-    this.#lastWrite = new Float64Array(options.pages);
+    // Whoever cannot read back has nothing referred to.
+    this.#lastWrite = new Float64Array(options.memory ? options.pages : 0);
   }
 
   /** Batches must come in their order, one after the other. */
@@ -149,6 +150,7 @@ export class Rebuilder {
   }
 
   #keep(page: number, count: number, content: Buffer): void {
+    if (!this.#memory) return;
     for (let index = 0; index < count; index++) {
       this.#writes += 1;
       this.#lastWrite[page + index] = this.#writes;
