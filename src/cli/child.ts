@@ -1,4 +1,4 @@
-/** Runs a program of Viper as a child of this one, as if it had been started in its place. */
+/** Runs a program as a child of this one, as if it had been started in its place. */
 import { spawn } from 'node:child_process';
 import { constants } from 'node:os';
 
@@ -11,14 +11,25 @@ export interface ChildEnd {
 
 const maxOutputBytes = 1024 * 1024;
 
-/** `environment` comes on top of the own one; secrets go there, as arguments are seen by every user. */
-export async function runChild(
+/**
+ * A program of Viper: `file` is its source. `environment` comes on top of the own one; secrets go there, as arguments
+ * are seen by every user.
+ */
+export const runChild = (
   file: string,
   args: string[],
   stdout: 'inherit' | 'pipe',
   environment: Record<string, string> = {},
+): Promise<ChildEnd> =>
+  runInPlace([process.execPath, ...process.execArgv, file, ...args], stdout, environment);
+
+/** Any program; `environment` as above. */
+export async function runInPlace(
+  [program, ...args]: readonly [program: string, ...args: string[]],
+  stdout: 'inherit' | 'pipe' = 'inherit',
+  environment: Record<string, string> = {},
 ): Promise<ChildEnd> {
-  const child = spawn(process.execPath, [...process.execArgv, file, ...args], {
+  const child = spawn(program, args, {
     stdio: ['inherit', stdout, 'inherit'],
     env: { ...process.env, ...environment },
   });

@@ -16,7 +16,6 @@ import {
   lanBridge,
   layOut,
   namespaceOf,
-  prefix,
   type Site,
   type Wire,
   type WireEnd,
@@ -28,15 +27,13 @@ import {
   directoryOf,
   isLeftBehind,
   type LabRecord,
-  listLabs,
   newRecord,
   readRecord,
   readWireSettings,
-  removeDirectory,
   saveRecord,
   saveWireSettings,
 } from './record.ts';
-import { endProcessesIn, execute, executeAll, namespacesOf, tell } from './runner.ts';
+import { execute, executeAll, tell } from './runner.ts';
 import {
   defaultLabName,
   type LabWish,
@@ -47,6 +44,7 @@ import {
   type WireSettings,
 } from './spec.ts';
 import { chooseSubnet } from './subnet.ts';
+import { removeNamed, sweep, takeDown } from './take-down.ts';
 import { planRoutes, planSites } from './wan.ts';
 import { changeWire, type Emulator, netemProbe, planWire, type WirePlace } from './wire.ts';
 
@@ -299,30 +297,4 @@ async function bestEmulator(lab: string): Promise<Emulator> {
   } finally {
     await execute(['ip', 'netns', 'delete', namespace]);
   }
-}
-
-/** Takes away every lab that was left behind. One that resists, or that another sweep is at, is in nobody's way here. */
-async function sweep(): Promise<void> {
-  for (const name of await listLabs())
-    if (await isLeftBehind(await readRecord(name))) await takeDown(name).catch(() => {});
-}
-
-async function takeDown(name: string): Promise<boolean> {
-  const found = await removeNamed(name);
-  const existed = (await readRecord(name).catch(() => undefined)) !== undefined;
-  await removeDirectory(name);
-  return found || existed;
-}
-
-/** Processes, namespaces and the host's device of a lab, by its name alone. */
-async function removeNamed(name: string): Promise<boolean> {
-  const namespaces = await namespacesOf(`${prefix}${name}-`);
-  await endProcessesIn(namespaces);
-  for (const namespace of namespaces) await execute(['ip', 'netns', 'delete', namespace]);
-  // Gone with the namespace of its other end, a moment later.
-  const host = `${prefix}${name}`;
-  const links = parseLinks(await execute(listLinksCommand));
-  const isThere = links.some((link) => link.name === host && link.kind === 'veth');
-  if (isThere) await execute(['ip', 'link', 'delete', 'dev', host]).catch(() => {});
-  return namespaces.length > 0 || isThere;
 }

@@ -2,25 +2,26 @@
  * `viper lab …`: cloudlets, WAN links and devices as network namespaces of this machine, to try things out on. These
  * commands act on the machine itself; what they make is a lab of real daemons, which become contexts.
  */
-import { spawn } from 'node:child_process';
-import { constants } from 'node:os';
-import { type Command, InvalidArgumentError, Option } from 'commander';
-import type { Lab, LabStatus } from '../../lab/lab.ts';
-import type { WireSettings } from '../../lab/spec.ts';
+import { type Command, Option } from 'commander';
+import type { Lab } from '../../lab/lab.ts';
+import { runInPlace } from '../child.ts';
 import { addContext, contextsFile, readContexts, writeContexts } from '../contexts.ts';
 import { Interrupted, UsageError } from '../failures.ts';
-import { createOutput, formatBitRate, type Output, type OutputOptions } from '../output.ts';
+import {
+  addWireOptions,
+  describeWire,
+  parseRate,
+  parseRtt,
+  showStatus,
+  type WireOptions,
+  wireOf,
+} from '../lab-links.ts';
+import { createOutput, type Output, type OutputOptions } from '../output.ts';
 import { withExample } from '../session.ts';
-import { collect, parseBitRate, parseCount, parseDuration } from '../values.ts';
+import { collect, parseCount } from '../values.ts';
 
 interface LabCommandOptions extends OutputOptions {
   lab?: string;
-}
-
-interface WireOptions {
-  rtt?: number;
-  rate?: number;
-  loss?: number;
 }
 
 interface UpOptions extends LabCommandOptions, WireOptions {
@@ -126,7 +127,8 @@ export function addLabCommands(program: Command): void {
   ).action(
     withOutput(async (_, place: string, argv: string[], { lab }: LabCommandOptions) => {
       const [program = '', ...args] = argv;
-      process.exitCode = await runAsOwn((await open(lab)).commandIn(place, [program, ...args]));
+      const command = (await open(lab)).commandIn(place, [program, ...args]);
+      process.exitCode = (await runInPlace(command)).exitCode;
     }),
   );
 }
@@ -220,79 +222,6 @@ function forgetContexts({ layout }: Lab): void {
 }
 
 const contextOf = ({ name }: Lab, cloudlet: string): string => `${name}-${cloudlet}`;
-
-function showStatus(output: Output, { cloudlets, links, devices }: LabStatus): void {
-  output.table(
-    ['CLOUDLET', 'LAN', 'URL'],
-    cloudlets.map(({ name, lan, url }) => [name, lan, url]),
-    '',
-  );
-  output.line('');
-  output.table(
-    ['LINK', 'IS'],
-    links.map(({ places, ...settings }) => [places.join(' '), describeWire(settings)]),
-    'no links',
-  );
-  if (devices.length > 0) output.line('');
-  output.table(
-    ['DEVICE', 'AT', 'ADDRESS', 'CELLULAR'],
-    devices.map(({ name, at, address, cellularAddress }) => [
-      name,
-      at ?? 'on its way',
-      address ?? '',
-      cellularAddress ?? '',
-    ]),
-    '',
-  );
-}
-
-const describeWire = ({ rttMs, rateBps, lossPercent, isCut }: WireSettings): string =>
-  [
-    ...(isCut ? ['cut'] : []),
-    `${rttMs} ms`,
-    rateBps === 0 ? 'any rate' : formatBitRate(rateBps),
-    ...(lossPercent === 0 ? [] : [`${lossPercent} % lost`]),
-  ].join(', ');
-
-const addWireOptions = (command: Command): Command =>
-  command
-    .option('--rtt <ms>', 'round-trip time', parseRtt)
-    .option('--rate <rate>', 'Mbit/s, or with a unit: 1.5G; 0 is no limit', parseRate)
-    .option('--loss <percent>', 'of the packets of each way', parsePercent);
-
-const wireOf = ({
-  rtt,
-  rate,
-  loss,
-}: { [K in keyof WireOptions]: WireOptions[K] | undefined }): Partial<WireSettings> => ({
-  ...(rtt === undefined ? {} : { rttMs: rtt }),
-  ...(rate === undefined ? {} : { rateBps: rate }),
-  ...(loss === undefined ? {} : { lossPercent: loss }),
-});
-
-const isPlain = (text: string): boolean => /^\d{1,9}(\.\d{1,3})?$/.test(text);
-/** Milliseconds: what round trips are told in; other units as everywhere. */
-const parseRtt = (text: string): number => (isPlain(text) ? Number(text) : parseDuration(text));
-/** Megabits per second: what links are told in; other units as everywhere. */
-const parseRate = (text: string): number => (isPlain(text) ? Number(text) * 1e6 : parseBitRate(text));
-
-function parsePercent(text: string): number {
-  if (!isPlain(text) || Number(text) > 100) throw new InvalidArgumentError('Wanted 0 to 100.');
-  return Number(text);
-}
-
-/** The exit code of a program that has this one's terminal. */
-async function runAsOwn([program, ...args]: readonly [string, ...string[]]): Promise<number> {
-  const child = spawn(program, args, { stdio: 'inherit' });
-  const passOn = (signal: NodeJS.Signals) => void child.kill(signal);
-  // A terminal sends Ctrl-C to both; this one waits for the other.
-  const ignore = () => {};
-  process.on('SIGTERM', passOn).on('SIGHUP', passOn).on('SIGINT', ignore);
-  const [code, signal] = await new Promise<[number | null, NodeJS.Signals | null]>((resolve, reject) => {
-    child.once('error', reject).once('close', (...end) => resolve(end));
-  });
-  return code ?? 128 + constants.signals[signal ?? 'SIGKILL'];
-}
 
 function withOutput<A extends unknown[]>(run: (output: Output, ...rest: A) => Promise<void>) {
   return async (...all: unknown[]): Promise<void> => {
