@@ -77,13 +77,18 @@ const remove = (at: LabCloudlet, vm: string) =>
 test(
   'a VM on a mounted directory moves there and back without its disk, which stays where it is',
   options,
-  async () => {
+  async (context) => {
     const id = await make('one', 'mounted');
     const file = path.join(directory, 'mounted', `viper-${id}.qcow2`);
     const inode = (await stat(file)).ino;
     const there = await move('one', north, south);
     assert.deepEqual([there.options.storage, there.result?.diskBytes], ['shared', 0]);
-    assert.ok(there.result!.memoryBytes > 0);
+    const { memoryBytes, dirtyBps, maxDirtyBps, link, source, destination, linkUsePercent } = there.result!;
+    assert.ok(memoryBytes > 0 && dirtyBps > 0 && maxDirtyBps! >= dirtyBps, JSON.stringify(there.result));
+    assert.ok(link!.sentBytes >= memoryBytes && link!.rateBps > 0 && linkUsePercent! > 0);
+    assert.ok(source!.daemonCpuMs > 0 && source!.qemuCpuMs > 0);
+    assert.ok(destination!.daemonCpuMs > 0 && destination!.qemuCpuMs > 0);
+    context.diagnostic(JSON.stringify(there.result));
     // It has everything with it: the image was never sent.
     assert.deepEqual((await south.viper.listImages()).items, []);
     await verified(south, 'one');
