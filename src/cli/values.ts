@@ -53,6 +53,9 @@ export function parseCount(text: string): number {
   return Number(text);
 }
 
+/** A rate in bits per second, or the word that there is none. */
+export const rateOrNone = (text: string): number | 'none' => (text === 'none' ? text : parseBitRate(text));
+
 /** For options that may be given several times. */
 export const collect = (value: string, before: string[] = []): string[] => [...before, value];
 

@@ -9,6 +9,7 @@ export const endpoints = {
   getWhoami: { method: 'GET', path: '/v1/whoami' },
   getCloudlet: { method: 'GET', path: '/v1/cloudlet' },
   drainCloudlet: { method: 'POST', path: '/v1/drain' },
+  limitCloudlet: { method: 'PUT', path: '/v1/cloudlet/limits' },
   undrainCloudlet: { method: 'DELETE', path: '/v1/drain' },
   listInstanceTypes: { method: 'GET', path: '/v1/instance-types' },
 

@@ -5,7 +5,7 @@
  */
 import type { Static, TSchema } from 'typebox';
 
-export { Digest, ErrorReply, Name, PageQuery, Reference, Uuid } from './schemas/basics.ts';
+export { BandwidthBps, Digest, ErrorReply, Name, PageQuery, Reference, Uuid } from './schemas/basics.ts';
 export * from './schemas/cloudlet.ts';
 export * from './schemas/fleet.ts';
 export * from './schemas/follow.ts';

@@ -24,6 +24,7 @@ import { ImageService } from './images.ts';
 import { LogOutput } from './log-output.ts';
 import { Metrics } from './metrics.ts';
 import { Drain } from './migrations/drain.ts';
+import { LinkLimits } from './migrations/link-limits.ts';
 import { MigrationService } from './migrations/service.ts';
 import { Networks } from './networks/service.ts';
 import { Operations } from './operations.ts';
@@ -63,6 +64,7 @@ export class Cloudlet implements AsyncDisposable {
   readonly vms: VmService;
   readonly migrations: MigrationService;
   readonly drain: Drain;
+  readonly linkLimits: LinkLimits;
   readonly networks: Networks;
   readonly fleet: Fleet;
   readonly follow: Follow;
@@ -202,7 +204,9 @@ export class Cloudlet implements AsyncDisposable {
       migrations: () => this.migrations,
       log,
     });
+    this.linkLimits = new LinkLimits(store, config.migrationBandwidthBps);
     this.migrations = new MigrationService({
+      linkLimits: this.linkLimits,
       identity: () => this.identity,
       store,
       events: this.events,
@@ -274,6 +278,7 @@ export class Cloudlet implements AsyncDisposable {
       cpus: host.cpus,
       memory: { totalBytes: host.memory.totalBytes, freeBytes: host.memory.availableBytes },
       disk: { totalBytes: disk.blocks * disk.bsize, freeBytes: disk.bavail * disk.bsize },
+      limits: { bandwidthBps: this.linkLimits.cloudletBps },
       draining: this.drain.isDraining,
       networks: this.config.networks.map(({ name, kind }) => ({ name, kind })),
       storages: this.config.storages.map((storage) => ({ name: storage.name, kind: kindOf(storage) })),

@@ -5,7 +5,7 @@
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { Type } from 'typebox';
-import { InstanceType as InstanceTypeSchema, Name } from '../contract/schemas.ts';
+import { BandwidthBps, InstanceType as InstanceTypeSchema, Name } from '../contract/schemas.ts';
 import { AppError } from '../model/errors.ts';
 import { GiB, MiB } from '../model/units.ts';
 import type { InstanceType, Storage } from '../model/vm.ts';
@@ -35,6 +35,8 @@ export interface Config {
   cpuModel: string;
   /** Free space that is never given away, for the host itself. */
   reserveBytes: number;
+  /** The most bits per second that all migrations from here take together. */
+  migrationBandwidthBps?: number;
   /** What may stay here of the memory of VMs that have left, encrypted; 0: nothing. */
   keptMemoryBytes: number;
   /** How VMs follow their devices. */
@@ -117,6 +119,7 @@ const ConfigFile = Type.Object(
     machine: Type.Optional(Type.String()),
     cpuModel: Type.Optional(Type.String()),
     reserveBytes: Type.Optional(Type.Integer({ minimum: 0 })),
+    migrationBandwidthBps: Type.Optional(BandwidthBps),
     keptMemoryBytes: Type.Optional(Type.Integer({ minimum: 0 })),
     follow: Type.Optional(FollowConfigFile),
   },

@@ -20,16 +20,14 @@ import { Heartbeat } from './heartbeat.ts';
 import type { JsonObject } from './json.ts';
 import type { LinkLimits } from './limits.ts';
 import type { LinkPurpose } from './purposes.ts';
-import type { RateLimiter } from './rate-limiter.ts';
 import { Receiver } from './receiver.ts';
-import { Sender } from './sender.ts';
+import { Sender, type SharedLimits } from './sender.ts';
 import type { Session, SessionFacts, SessionStats } from './session.ts';
 
 export interface LinkSessionOptions {
   side: 'client' | 'server';
   limits: LinkLimits;
-  /** Shared with other sessions. */
-  rateLimiter?: RateLimiter | undefined;
+  sharedLimits?: SharedLimits | undefined;
 }
 
 export class LinkSession extends Duplex implements Session {
@@ -57,7 +55,7 @@ export class LinkSession extends Duplex implements Session {
   /** While open: without a connection for too long. Afterwards: the peer took too long to hear the end. */
   #endTimer: NodeJS.Timeout | undefined;
 
-  constructor(facts: SessionFacts, { side, limits, rateLimiter }: LinkSessionOptions) {
+  constructor(facts: SessionFacts, { side, limits, sharedLimits = { limiters: [] } }: LinkSessionOptions) {
     super({ readableHighWaterMark: 64 * KiB, writableHighWaterMark: 256 * KiB, allowHalfOpen: true });
     this.id = facts.id;
     this.purpose = facts.purpose;
@@ -66,7 +64,7 @@ export class LinkSession extends Duplex implements Session {
     this.gone = this.#released.promise;
     this.#side = side;
     this.#limits = limits;
-    this.#sender = new Sender(limits.maxWindowBytes, rateLimiter, () => this.#carrier?.kick());
+    this.#sender = new Sender(limits.maxWindowBytes, sharedLimits, () => this.#carrier?.kick());
     this.#receiver = new Receiver(limits, () => this.#carrier?.kick());
     this.#owner = {
       onFrame: (frame) => this.#onFrame(frame),

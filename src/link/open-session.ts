@@ -9,7 +9,7 @@ import type { JsonObject } from './json.ts';
 import { type LinkLimits, resolveLimits } from './limits.ts';
 import { LinkSession } from './link-session.ts';
 import type { LinkPurpose } from './purposes.ts';
-import type { RateLimiter } from './rate-limiter.ts';
+import type { SharedLimits } from './sender.ts';
 import type { Session } from './session.ts';
 
 export interface OpenSessionOptions {
@@ -23,8 +23,8 @@ export interface OpenSessionOptions {
   purpose: LinkPurpose;
   /** What the session is about: a ticket, a migration, a channel. JSON of at most 8 KiB. */
   hello: JsonObject;
-  /** Shared with other sessions, beside the session's own limit. */
-  rateLimiter?: RateLimiter;
+  /** Beside the session's own limit. */
+  sharedLimits?: SharedLimits;
   /** An abort ends the session, also after it has been opened. */
   signal?: AbortSignal;
   limits?: Partial<LinkLimits>;
@@ -57,7 +57,7 @@ export async function openSession(options: OpenSessionOptions): Promise<Session>
   const { purpose, expectCloudletId: cloudletId, hello } = options;
   const session = new LinkSession(
     { id, purpose, cloudletId, hello },
-    { side: 'client', limits, rateLimiter: options.rateLimiter },
+    { side: 'client', limits, sharedLimits: options.sharedLimits },
   );
   const opened = Promise.withResolvers<void>();
   // Until it is open nobody but us listens to it.

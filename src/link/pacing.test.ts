@@ -65,6 +65,25 @@ test('sessions that share a limiter get equal shares, and together no more than 
   for (const each of sent) assert.ok(Math.abs(each - total / 3) <= limiter.quantumBytes, String(sent));
 });
 
+test('a party of many sessions gets no more than one of a single session', (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  let nowMs = 0;
+  const limiter = new RateLimiter(8_000_000, { nowMs: () => nowMs });
+  const [many, single] = [{ sent: 0 }, { sent: 0 }];
+  const ask = (party: { sent: number }): void => {
+    const bytes = limiter.quantumBytes;
+    const onGrant = () => {
+      party.sent += bytes;
+      ask(party);
+    };
+    limiter.request(bytes, onGrant, party);
+  };
+  for (const party of [many, many, single, many, many]) ask(party);
+  for (; nowMs < 3000; nowMs += 1) t.mock.timers.tick(1);
+  assert.ok(many.sent + single.sent > 2_900_000);
+  assert.ok(Math.abs(many.sent - single.sent) <= limiter.quantumBytes, `${many.sent}, ${single.sent}`);
+});
+
 test('a new rate takes effect for those who wait', (t) => {
   t.mock.timers.enable({ apis: ['setTimeout'] });
   const limiter = new RateLimiter(8, { nowMs: () => 0 });

@@ -1,7 +1,7 @@
 /**
- * A token bucket that sessions share. Whoever wants to send waits in one queue and is granted one frame's worth at
- * a time, so sessions with equal wants get equal shares. The bucket may go into debt by one grant, which the
- * following wait pays back.
+ * A token bucket that sessions share. Whoever wants to send waits in line and is granted one frame's worth at a time;
+ * parties take turns, so those with equal wants get equal shares, however many sessions each has. The bucket may go
+ * into debt by one grant, which the following wait pays back.
  */
 import { AppError } from '../model/errors.ts';
 import { KiB } from '../model/units.ts';
@@ -23,7 +23,8 @@ export interface RateLimiterOptions {
 
 export class RateLimiter {
   readonly #nowMs: () => number;
-  readonly #queue = new Set<Request>();
+  /** By party, the next one first. None is empty. */
+  readonly #queue = new Map<unknown, Set<Request>>();
   #bytesPerMs: number | undefined;
   #tokens = 0;
   #filledAtMs = 0;
@@ -64,24 +65,35 @@ export class RateLimiter {
     this.#serve();
   }
 
-  /** Calls `onGrant` when so many bytes may go, maybe at once. The answer withdraws the request. */
-  request(lengthBytes: number, onGrant: () => void): () => void {
+  /**
+   * Calls `onGrant` when so many bytes may go, maybe at once. The answer withdraws the request. Requests with the same
+   * `party` share one share; without one each is for itself.
+   */
+  request(lengthBytes: number, onGrant: () => void, party?: object): () => void {
     const request = { lengthBytes, onGrant };
-    this.#queue.add(request);
+    const key = party ?? request;
+    const waiting = this.#queue.get(key);
+    if (waiting) waiting.add(request);
+    else this.#queue.set(key, new Set([request]));
     this.#serve();
     return () => {
-      this.#queue.delete(request);
+      const left = this.#queue.get(key);
+      if (left?.delete(request) && left.size === 0) this.#queue.delete(key);
       if (this.#queue.size === 0) this.#rest();
     };
   }
 
   #serve(): void {
     this.#fill();
-    for (const request of this.#queue) {
+    // A party that waits for more goes to the end of the line, where this comes to it again.
+    for (const [key, waiting] of this.#queue) {
       if (this.#bytesPerMs !== undefined && this.#tokens <= 0) break;
-      this.#queue.delete(request);
-      if (this.#bytesPerMs !== undefined) this.#tokens -= request.lengthBytes;
-      request.onGrant();
+      const [request] = waiting;
+      this.#queue.delete(key);
+      waiting.delete(request!);
+      if (waiting.size > 0) this.#queue.set(key, waiting);
+      if (this.#bytesPerMs !== undefined) this.#tokens -= request!.lengthBytes;
+      request!.onGrant();
     }
     this.#rest();
     if (this.#queue.size === 0 || this.#bytesPerMs === undefined) return;
@@ -107,10 +119,12 @@ export class RateLimiter {
 /** Several limiters in a row: bytes go when each has granted them. */
 export class Pacing {
   readonly #limiters: readonly RateLimiter[];
+  readonly #party: object | undefined;
   #withdraw: (() => void) | undefined;
 
-  constructor(limiters: readonly RateLimiter[]) {
+  constructor(limiters: readonly RateLimiter[], party?: object) {
     this.#limiters = limiters;
+    this.#party = party;
   }
 
   get unlimited(): boolean {
@@ -134,10 +148,11 @@ export class Pacing {
         return;
       }
       let granted = false;
-      const withdraw = limiter.request(lengthBytes, () => {
+      const onLimiter = () => {
         granted = true;
         ask(index + 1);
-      });
+      };
+      const withdraw = limiter.request(lengthBytes, onLimiter, this.#party);
       if (!granted) this.#withdraw = withdraw;
     };
     ask(0);

@@ -5,6 +5,14 @@ import { DeliveryMeter } from './meters.ts';
 import { Outgoing, type OutgoingRefusal } from './outgoing.ts';
 import { Pacing, RateLimiter } from './rate-limiter.ts';
 
+/** Limits that a session has together with others. */
+export interface SharedLimits {
+  /** Bytes go when each has granted them. */
+  limiters: readonly RateLimiter[];
+  /** Sessions of one party take one share together. */
+  party?: object;
+}
+
 /** So many bytes may wait unsent before the writer has to. */
 const enoughBytes = maxDataBytes;
 
@@ -19,9 +27,9 @@ export class Sender {
   #writeDone: (() => void) | undefined;
   #endDone: (() => void) | undefined;
 
-  constructor(maxInFlightBytes: number, shared: RateLimiter | undefined, onGrant: () => void) {
+  constructor(maxInFlightBytes: number, shared: SharedLimits, onGrant: () => void) {
     this.#outgoing = new Outgoing(maxInFlightBytes);
-    this.#pacing = new Pacing(shared ? [this.#ownLimiter, shared] : [this.#ownLimiter]);
+    this.#pacing = new Pacing([this.#ownLimiter, ...shared.limiters], shared.party);
     this.#onGrant = onGrant;
   }
 

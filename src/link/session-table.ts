@@ -13,8 +13,8 @@ import type { JsonObject } from './json.ts';
 import type { LinkLimits } from './limits.ts';
 import { LinkSession } from './link-session.ts';
 import type { LinkPurpose } from './purposes.ts';
-import type { RateLimiter } from './rate-limiter.ts';
 import type { Reception } from './reception.ts';
+import type { SharedLimits } from './sender.ts';
 import type { Session } from './session.ts';
 
 /** What is known of a session before it exists. */
@@ -27,8 +27,8 @@ export interface SessionRequest {
 export interface AcceptedSession {
   /** Gets the session when it is connected, and must handle its errors. */
   onSession: (session: Session) => void;
-  /** Shared with other sessions. */
-  rateLimiter?: RateLimiter | undefined;
+  /** Of what our end sends. */
+  sharedLimits?: SharedLimits | undefined;
 }
 
 export type AcceptSession = (request: SessionRequest) => AcceptedSession | Promise<AcceptedSession>;
@@ -129,9 +129,9 @@ export class SessionTable {
     if (!known) accepted.onSession(session);
   }
 
-  #create(entry: Entry, { rateLimiter }: AcceptedSession, id: string): LinkSession {
+  #create(entry: Entry, { sharedLimits }: AcceptedSession, id: string): LinkSession {
     const { limits } = this.#options;
-    const session = new LinkSession({ id, ...entry.request }, { side: 'server', limits, rateLimiter });
+    const session = new LinkSession({ id, ...entry.request }, { side: 'server', limits, sharedLimits });
     entry.session = session;
     session.gone.then(() => this.#forget(id, entry));
     return session;

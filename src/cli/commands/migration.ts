@@ -6,7 +6,7 @@ import { followMigration, summaryOf } from '../follow-migration.ts';
 import { progressText } from '../migration-progress.ts';
 import { formatAge, formatBitRate, formatDuration, formatTime, paintState } from '../output.ts';
 import { addCommand, addGroup, type Session, withSession } from '../session.ts';
-import { parseBitRate, parseDuration } from '../values.ts';
+import { parseDuration, rateOrNone } from '../values.ts';
 import { listAll } from './lists.ts';
 import { withUnit } from './vm-migrate.ts';
 
@@ -81,8 +81,6 @@ interface LimitOptions {
   downtime?: number;
   bandwidth?: number | 'none';
 }
-
-const rateOrNone = (text: string): number | 'none' => (text === 'none' ? text : parseBitRate(text));
 
 async function limit(session: Session, id: string, { downtime, bandwidth }: LimitOptions): Promise<void> {
   if (downtime === undefined && bandwidth === undefined)

@@ -1,7 +1,9 @@
 /** `viper status`, `viper instance-types`. */
 import type { Command } from 'commander';
 import { formatBytes } from '../../model/units.ts';
+import { formatBitRate } from '../output.ts';
 import { addCommand, withSession } from '../session.ts';
+import { rateOrNone } from '../values.ts';
 
 export function addStatusCommands(program: Command): void {
   addCommand(program, 'status', 'the cloudlet: identity, QEMU, memory, disk, VMs', 'viper status').action(
@@ -25,12 +27,43 @@ export function addStatusCommands(program: Command): void {
             'Storages',
             cloudlet.storages.map(({ name, kind }) => `${name} (${kind})`).join(', ') || undefined,
           ],
+          [
+            'Migrations',
+            cloudlet.limits.bandwidthBps === null
+              ? undefined
+              : `at most ${formatBitRate(cloudlet.limits.bandwidthBps)} together`,
+          ],
           ['Draining', cloudlet.draining ? 'yes: it takes no VMs until `viper undrain`' : undefined],
           ['VMs', `${vms.running} running of ${vms.total}`],
         ]),
       );
     }),
   );
+
+  addCommand(
+    program,
+    'limit',
+    'limit what all migrations from the cloudlet take together; VMs share it equally',
+    'viper limit --bandwidth 200M',
+  )
+    .requiredOption(
+      '--bandwidth <rate>',
+      'bits per second, such as 100M; none takes the limit away',
+      rateOrNone,
+    )
+    .action(
+      withSession(async ({ viper, output, signal }, { bandwidth }: { bandwidth: number | 'none' }) => {
+        const bandwidthBps = bandwidth === 'none' ? null : bandwidth;
+        const limits = await viper.limitCloudlet({ body: { bandwidthBps }, signal });
+        output.show(limits, () =>
+          output.say(
+            limits.bandwidthBps === null
+              ? 'Migrations take what the link gives.'
+              : `All migrations together take at most ${formatBitRate(limits.bandwidthBps)}.`,
+          ),
+        );
+      }),
+    );
 
   addCommand(
     program,

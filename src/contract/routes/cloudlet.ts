@@ -55,6 +55,15 @@ export const cloudletRoutes = {
     reply: schema.Operation,
     errors: ['not_found', 'too_many', 'busy'],
   },
+  limitCloudlet: {
+    summary: 'Limit what all migrations from this cloudlet take together, from now on',
+    tag: 'cloudlet',
+    access: 'operate',
+    body: schema.CloudletLimits,
+    status: 200,
+    reply: schema.CloudletLimits,
+    errors: [],
+  },
   undrainCloudlet: {
     summary: 'Take VMs again',
     tag: 'cloudlet',

@@ -43,6 +43,9 @@ export const Fingerprint = Type.String({
 });
 export const HttpsUrl = Type.String({ pattern: '^https://[^\\s/?#@]{1,253}/?$', maxLength: 300 });
 
+/** What a limit of bits per second can be. */
+export const BandwidthBps = Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 });
+
 export const ErrorReply = Exact({
   error: Exact({
     code: OneOf(errorCodes),

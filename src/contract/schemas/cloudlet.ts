@@ -1,6 +1,6 @@
 /** The cloudlet itself. */
 import { Type } from 'typebox';
-import { Body, Bytes, Exact, Name, OneOf, Uuid } from './basics.ts';
+import { BandwidthBps, Body, Bytes, Exact, Name, OneOf, Uuid } from './basics.ts';
 import { MigrateVm } from './migrations.ts';
 
 export const Health = Exact({
@@ -24,6 +24,13 @@ export const InstanceType = Exact({
 });
 export const InstanceTypeList = Exact({ items: Type.Array(InstanceType) });
 
+export const CloudletLimits = Exact({
+  bandwidthBps: Type.Union([BandwidthBps, Type.Null()], {
+    description:
+      'The most that all migrations from here take together; null for no limit. VMs share it equally.',
+  }),
+});
+
 export const Cloudlet = Exact({
   id: Uuid,
   name: Name,
@@ -39,6 +46,7 @@ export const Cloudlet = Exact({
   storages: Type.Array(Exact({ name: Name, kind: OneOf(['path', 'nfs', 'gluster']) }), {
     description: 'Where disks can be that other cloudlets have too.',
   }),
+  limits: CloudletLimits,
   draining: Type.Boolean({ description: 'Takes no VMs and gives its own away, until it is undrained.' }),
   vms: Exact({ total: Type.Integer(), running: Type.Integer() }),
 });

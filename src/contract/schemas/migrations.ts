@@ -1,7 +1,7 @@
 /** Migrations: what is asked for, what two daemons say to each other, how far it is and what it came to. */
 import { Type } from 'typebox';
 import { migrationEngines, migrationModes, migrationPhases } from '../../model/migration.ts';
-import { Body, Bytes, Digest, Exact, Name, OneOf, Page, Time, Uuid } from './basics.ts';
+import { BandwidthBps, Body, Bytes, Digest, Exact, Name, OneOf, Page, Time, Uuid } from './basics.ts';
 import { Attachment, Continuity } from './networks.ts';
 import { VmSpec } from './vms.ts';
 
@@ -12,7 +12,7 @@ export const Limits = Exact({
     maximum: 60_000,
     description: 'The pause that pre-copy may plan for.',
   }),
-  bandwidthBps: Type.Optional(Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 })),
+  bandwidthBps: Type.Optional(BandwidthBps),
   autoConverge: Type.Boolean({
     description: 'Slow the guest down if it writes faster than the link carries.',
   }),
@@ -60,7 +60,7 @@ export const MigrateVm = Body(
     limits: Type.Optional(
       Exact({
         downtimeMs: Type.Optional(Limits.properties.downtimeMs),
-        bandwidthBps: Type.Optional(Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 })),
+        bandwidthBps: Type.Optional(BandwidthBps),
         autoConverge: Type.Optional(Type.Boolean()),
       }),
     ),

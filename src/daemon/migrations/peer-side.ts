@@ -9,6 +9,7 @@ import { AppError } from '../../model/errors.ts';
 import type { Peer } from '../../model/fleet.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { Fleet } from '../fleet.ts';
+import type { LinkLimits } from './link-limits.ts';
 
 /** `sessions-lost`: the daemon at the source was started again, and nobody will resume the sessions of the one before. */
 export type Message = ToDestination | ToSource | { name: 'sessions-lost' };
@@ -28,10 +29,12 @@ export const linkPurposes = {
 export class PeerSide {
   readonly #identity: () => CloudletIdentity;
   readonly #fleet: Fleet;
+  readonly limits: LinkLimits;
 
-  constructor({ identity, fleet }: { identity: () => CloudletIdentity; fleet: Fleet }) {
-    this.#identity = identity;
-    this.#fleet = fleet;
+  constructor(options: { identity: () => CloudletIdentity; fleet: Fleet; linkLimits: LinkLimits }) {
+    this.#identity = options.identity;
+    this.#fleet = options.fleet;
+    this.limits = options.linkLimits;
   }
 
   /** By id or by name. */
@@ -78,7 +81,7 @@ export class PeerSide {
   async open(
     peerId: Uuid,
     purpose: keyof typeof linkPurposes,
-    hello: Record<string, string | number>,
+    hello: Record<string, string | number> & { migrationId: Uuid },
     signal: AbortSignal,
   ): Promise<Session> {
     const session = await openSession({
@@ -90,6 +93,7 @@ export class PeerSide {
       hello,
       signal,
       limits: { openTimeoutMs },
+      sharedLimits: this.limits.of(hello.migrationId),
     });
     // Whoever reads or writes it meets the error there.
     session.on('error', () => {});

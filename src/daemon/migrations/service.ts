@@ -33,6 +33,7 @@ import { narrate } from './half.ts';
 import { Halves } from './halves.ts';
 import { imageHello, sendImage } from './image-transfer.ts';
 import { MigrationJournal } from './journal.ts';
+import type { LinkLimits } from './link-limits.ts';
 import { PeerSide } from './peer-side.ts';
 import { endingOf, type MigrationRecord, type SourceRecord, viewOf } from './record.ts';
 
@@ -48,6 +49,7 @@ export interface MigrationServiceOptions {
   runner: Runner;
   networks: Networks;
   fleet: Fleet;
+  linkLimits: LinkLimits;
   isDraining: () => boolean;
   companion: MigrationCompanion;
   paths: Paths;
@@ -127,6 +129,7 @@ export class MigrationService {
     await this.#options.companion.beforeStart({ id, vm, options, peer, hasImage });
     registry.require(managed, 'migrate');
     return this.#operate(managed, { id, vm }, async (work) => {
+      this.#peers.limits.setMigration(id, options.limits.bandwidthBps);
       if (!hasImage) await this.#sendImage(peer.id, vm, id, work);
       const { continuity: wanted, device } = request;
       await this.#options.networks.source.prepare({
@@ -259,6 +262,7 @@ export class MigrationService {
         allowed: [],
       });
     }
+    this.#peers.limits.setMigration(id, limits.bandwidthBps);
     await migration.setLimits(limits);
     this.#journal.update(id, (known) => ({
       ...(known ?? record),

@@ -37,6 +37,7 @@ export function makeSource(
   let since = performance.now();
   let isOver = false;
   const link = new LinkMeter();
+  peers.limits.setMigration(id, options.limits.bandwidthBps);
   const meter = new CostMeter({
     pid: () => managed?.record.process?.pid,
     directory: paths.vm(vm.id),
@@ -52,6 +53,7 @@ export function makeSource(
     const { state, progress } = migration;
     const result = withFigures(migration.result, meter, link, record);
     meter[Symbol.dispose]();
+    peers.limits.forget(id);
     if (managed?.operationId === id) delete managed.operationId;
     // The VM first: a daemon that dies in between finds the migration open, and ends it again.
     if (managed && state.name === 'ended') await vms.settle(managed, { epoch: state.epoch });

@@ -8,6 +8,7 @@ type Names =
   | 'getWhoami'
   | 'getCloudlet'
   | 'drainCloudlet'
+  | 'limitCloudlet'
   | 'undrainCloudlet'
   | 'listInstanceTypes';
 
@@ -26,6 +27,10 @@ export const systemHandlers = (cloudlet: Cloudlet): Handlers<Names> => ({
   },
   getCloudlet: () => cloudlet.facts(),
   drainCloudlet: ({ body }) => cloudlet.drain.start(body),
+  limitCloudlet: ({ body }) => {
+    cloudlet.linkLimits.setCloudlet(body.bandwidthBps);
+    return { bandwidthBps: cloudlet.linkLimits.cloudletBps };
+  },
   undrainCloudlet: () => {
     cloudlet.drain.undrain();
     return undefined;
