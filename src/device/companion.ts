@@ -80,6 +80,7 @@ export class DeviceCompanion {
       const hasMoved = now.radio?.address !== before.radio?.address;
       before = now;
       if (hasMoved) {
+        this.#reconnect();
         const joined = this.#moved(now, signal).finally(() => joining.delete(joined));
         joining.add(joined);
       }
@@ -137,11 +138,16 @@ export class DeviceCompanion {
   }
 
   #use(url: string): void {
-    const left = this.#viper;
     this.#otherUrls = [...new Set([...this.#otherUrls, this.#url])].filter((each) => each !== url).slice(-8);
     this.#url = url;
-    this.#viper = this.#options.connect(url);
-    void left.close();
+    this.#reconnect();
+  }
+
+  /** Connections from an address that is gone would answer nothing for a long time. */
+  #reconnect(): void {
+    const left = this.#viper;
+    this.#viper = this.#options.connect(this.#url);
+    left.close().catch(() => {});
   }
 
   /** A cloudlet where the VM was knows where it went. */

@@ -49,6 +49,8 @@ interface Met {
   greeted: Greeted;
   atMs: number;
   address: string;
+  /** What we told of ourselves, to tell it again when it has changed. */
+  told: string;
 }
 
 export class Neighbours {
@@ -148,7 +150,8 @@ export class Neighbours {
 
   async #measure(peer: Peer): Promise<void> {
     let met = this.#met.get(peer.id);
-    if (!met || Date.now() - met.atMs > greetEveryMs) met = await this.#greet(peer);
+    const isOld = met && (Date.now() - met.atMs > greetEveryMs || met.told !== this.#told());
+    if (!met || isOld) met = await this.#greet(peer);
     let samples = met ? await this.#probe(met) : [];
     if (met && samples.every((each) => each === 'lost')) {
       // It may have started again, with another key and port.
@@ -162,8 +165,11 @@ export class Neighbours {
     this.#update(peer.id, (known) => observeProbes(known, list, Date.now()));
   }
 
+  #told = (): string => JSON.stringify(this.#options.greeting());
+
   async #greet(peer: Peer): Promise<Met | undefined> {
     const { fleet, greeting } = this.#options;
+    const told = this.#told();
     try {
       const answer = await fleet.client.fetch(peer, '/v1/neighbours/greetings', {
         method: 'POST',
@@ -173,7 +179,7 @@ export class Neighbours {
       });
       if (!isGreeted(answer)) return undefined;
       const address = await addressOf(peer.url);
-      const met = { greeted: answer as Greeted, atMs: Date.now(), address };
+      const met = { greeted: answer as Greeted, atMs: Date.now(), address, told };
       this.#met.set(peer.id, met);
       this.#update(peer.id, (known) => ({ ...known, lans: met.greeted.lans }));
       return met;

@@ -44,6 +44,15 @@ export interface Observed {
   reported: Map<Uuid, number>;
 }
 
+/** A decision, and the address at which some cloudlet sees the device in its LAN. */
+export interface Placed {
+  decision: Decision;
+  sightedAt?: string;
+}
+
+/** What is known of a peer, and what it added to its answer. */
+type Asked = CandidateInput & { serviceInitiationMs?: number; address?: string };
+
 export type MigrateRequest = Static<typeof schemas.MigrateVm>;
 
 export class Placement {
@@ -59,7 +68,7 @@ export class Placement {
     device: DeviceRecord | undefined,
     trigger: Trigger,
     observed?: Observed,
-  ): Promise<Decision> {
+  ): Promise<Placed> {
     const { identity, config } = this.#options;
     const begun = performance.now();
     const { id, name, spec } = managed.record;
@@ -77,7 +86,8 @@ export class Placement {
       ? decide({ trigger, hereRttMs, candidates }, config)
       : { candidates: [], outcome: 'stay' as const, reasons: ['No device is paired with the VM'] };
     const { neighbourRttMs, improvementMs, improvementRatio, crispRttMs, annoyingRttMs } = config;
-    return {
+    const sighted = candidates.find(({ seesDevice, address }) => seesDevice && address !== undefined);
+    const decision: Decision = {
       id: newId(),
       at: new Date().toISOString(),
       vm: { id, name },
@@ -93,6 +103,7 @@ export class Placement {
       tookMs: Math.round(performance.now() - begun),
       acted: false,
     };
+    return { decision, ...(sighted?.address === undefined ? {} : { sightedAt: sighted.address }) };
   }
 
   /** The RTT of each peer to a device, in ms, of those that answer in time. */
@@ -122,7 +133,7 @@ export class Placement {
     device: DeviceRecord | undefined,
     image: string | undefined,
     observed: Observed | undefined,
-  ): Promise<(CandidateInput & { serviceInitiationMs?: number })[]> {
+  ): Promise<Asked[]> {
     return Promise.all(
       this.#options.neighbours.all().map(async ({ peer, neighbour, standing }) => {
         const answer =
@@ -139,6 +150,7 @@ export class Placement {
           reportedRttMs: observed?.reported.get(peer.id),
           seesDevice: answer?.seesDevice,
           problems: [],
+          ...(answer?.address === undefined ? {} : { address: answer.address }),
           ...(answer?.serviceInitiationMs === undefined
             ? {}
             : { serviceInitiationMs: answer.serviceInitiationMs }),
@@ -161,7 +173,7 @@ export class Placement {
   }
 
   /** Adds to a candidate whether the VM fits there, and what going there would cost. */
-  async #forecast(managed: Managed, input: CandidateInput & { serviceInitiationMs?: number }): Promise<void> {
+  async #forecast(managed: Managed, input: Asked): Promise<void> {
     const { migrations, profiles, neighbours, dirtyBpsOf } = this.#options;
     try {
       const check = await migrations.check(managed.record.id, this.requestFor(input.cloudletId));

@@ -233,7 +233,7 @@ export class Follow implements MigrationCompanion {
     const managed = this.#options.registry.find(reference);
     const device = this.devices.ofVm(managed.record.id);
     const trigger = { kind: 'asked', message: 'Somebody asked' } as const;
-    return this.#place.decide(managed, device, trigger, this.#observed(device));
+    return (await this.#place.decide(managed, device, trigger, this.#observed(device))).decision;
   }
 
   /** RTT to the VM's device from each peer that answers, for whoever chooses among them. */
@@ -266,8 +266,17 @@ export class Follow implements MigrationCompanion {
     const managed = registry.all().find(({ record }) => record.id === device.vmId);
     if (config.follow.mode === 'off' || !managed || managed.operationId) return { moved: false };
     const message = fired.kind === 'lan' ? this.#tellLan(fired.message) : fired.message;
-    const decision = await this.#place.decide(managed, device, { ...fired, message }, this.#observed(device));
+    const observed = this.#observed(device);
+    const { decision, sightedAt } = await this.#place.decide(
+      managed,
+      device,
+      { ...fired, message },
+      observed,
+    );
     if (this.#closed) return { moved: false };
+    // It has changed its address without telling anybody.
+    if (fired.kind === 'lost' && sightedAt !== undefined && !device.addresses.includes(sightedAt))
+      this.devices.report(device, { addresses: [sightedAt, ...device.addresses].slice(0, 8) });
     // A device that is nowhere is looked for again and again: that is told once it is found.
     if (fired.kind !== 'lost' || decision.outcome !== 'stay') this.#keep(decision);
     log.info(

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { networkOf, sightingIn } from './sightings.ts';
+import { lansOf, networkOf, sightingIn } from './sightings.ts';
 
 const mac = '02:00:00:00:00:07';
 const tables = [
@@ -42,6 +42,28 @@ test('a card that only the bridge has seen is here, with an address that nobody 
 test('entries of another shape are passed over', () => {
   const odd = [{ neighbours: [{}, { lladdr: mac }, { lladdr: mac, state: ['FAILED'] }], forwarding: [{}] }];
   assert.deepEqual(sightingIn(odd, { macs: [mac], addresses: [] }), { sees: false });
+});
+
+test('LANs are those that are configured, else those of the bridges', () => {
+  const plan = { subnet: '10.1.0.0/24', gateway: '10.1.0.1', from: '10.1.0.100', to: '10.1.0.199' };
+  const card = {
+    address: '10.9.0.1',
+    netmask: '',
+    mac: '',
+    internal: false,
+    family: 'IPv4',
+    cidr: '10.9.0.1/16',
+  };
+  const lans = lansOf(
+    [
+      { name: 'user', kind: 'user' },
+      { name: 'lan', kind: 'bridge', bridge: 'lan0', addresses: plan },
+      { name: 'old', kind: 'bridge', bridge: 'br0' },
+      { name: 'down', kind: 'bridge', bridge: 'br1' },
+    ],
+    { br0: [card as never] },
+  );
+  assert.deepEqual(lans, ['10.1.0.0/24', '10.9.0.0/16']);
 });
 
 test('the network of an address is its first address', () => {

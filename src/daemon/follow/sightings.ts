@@ -24,14 +24,15 @@ const timeoutMs = 1000;
 const bridgesOf = (networks: readonly CloudletNetwork[]): string[] =>
   networks.flatMap((network) => ('bridge' in network ? [network.bridge] : []));
 
-/** The IPv4 prefixes of the bridges, such as 10.4.0.0/24. */
-export function lansOf(networks: readonly CloudletNetwork[]): string[] {
-  const devices = networkInterfaces();
-  return bridgesOf(networks).flatMap((bridge) =>
-    (devices[bridge] ?? []).flatMap(({ family, cidr }) =>
-      family === 'IPv4' && cidr ? [networkOf(cidr)] : [],
-    ),
-  );
+/** The IPv4 prefixes of the bridges, such as 10.4.0.0/24: as configured, else those of the bridge while it is up. */
+export function lansOf(networks: readonly CloudletNetwork[], devices = networkInterfaces()): string[] {
+  const all = networks.flatMap((network) => {
+    if (!('bridge' in network)) return [];
+    if (network.addresses) return [networkOf(network.addresses.subnet)];
+    const addresses = devices[network.bridge] ?? [];
+    return addresses.flatMap(({ family, cidr }) => (family === 'IPv4' && cidr ? [networkOf(cidr)] : []));
+  });
+  return [...new Set(all)];
 }
 
 /** `10.4.0.1/24` as `10.4.0.0/24`. */
