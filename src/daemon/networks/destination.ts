@@ -94,9 +94,10 @@ export class DestinationNetworks {
     }
     store.handoffs.delete(id);
     // A VM that goes on from there to another cloudlet is still away.
-    const next = store.handoffs.all().find((each) => each.vmId === vmId && each.role === 'home');
-    if (record.role === 'home' && next)
+    if (record.role !== 'home') return;
+    if (store.handoffs.all().some((each) => each.vmId === vmId && each.role === 'home'))
       await this.#perform({ kind: 'host', commands: [knowAway(handoff.bridge, handoff.last)] });
+    else leases.releaseAll(vmId);
   }
 
   /** The VM begins to come: what is reserved for it stays until its migration ends. */

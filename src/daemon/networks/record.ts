@@ -18,6 +18,8 @@ export interface HandoffRecord {
   askedBy?: Uuid;
   /** As this cloudlet plans it. */
   handoff: Handoff;
+  /** At the source: how many of the steps before the migration have begun. */
+  begun?: number;
   /** Where the VM will be at home after the move; at the destination. */
   place?: Place;
   home?: { cloudletId: Uuid; name: string };

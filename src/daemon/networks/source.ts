@@ -142,10 +142,20 @@ export class SourceNetworks {
         ? { tunnel: { vni, local: own.tunnelAddress!, remote: answer.tunnelAddress! } }
         : {}),
     };
-    store.handoffs.put({ ...first, handoff: full });
+    const record = { ...first, handoff: full };
+    store.handoffs.put(record);
     await this.#parts.guard();
-    for (const { run: action } of planSource(full).before)
-      await perform(action, { run, machine: managed.machine, signal });
+    for (const [index, { run: action }] of planSource(full).before.entries()) {
+      store.handoffs.put({ ...record, begun: index + 1 });
+      try {
+        await perform(action, { run, machine: managed.machine, signal });
+      } catch (error) {
+        // What a guest has not heard need not be undone, and it would not hear that either.
+        if (error instanceof AppError && error.code === 'agent_unavailable')
+          store.handoffs.put({ ...record, begun: index });
+        throw error;
+      }
+    }
   }
 
   async #handoffOf(leaving: Leaving, attachment: Attachment, continuity: Continuity): Promise<Handoff> {
@@ -184,7 +194,7 @@ export class SourceNetworks {
     const { store, giveBack, log } = this.#parts;
     const record = store.handoffs.get(id);
     if (record?.role !== 'source') return;
-    const { before } = planSource(record.handoff);
+    const before = planSource(record.handoff).before.slice(0, record.begun ?? 0);
     const undoes = before.toReversed().flatMap(({ undo }: HandoffStep) => (undo ? [undo] : []));
     await this.#anyway(record, undoes, managed);
     const others = new Set([record.peer.id, ...(record.home ? [record.home.cloudletId] : [])]);
