@@ -6,19 +6,16 @@ import { command, flag, pageBytes, ramVersion, section } from './layout.ts';
 const discardRanges = 12;
 
 export function startSection(id: number, table: BlockTable): Buffer {
-  const total = table.pages * pageBytes;
-  const name = shortString('ram');
-  const head = Buffer.concat([
-    Buffer.of(section.start),
-    be32(id),
-    name,
-    be32(0),
-    be32(ramVersion),
-    be64(total, flag.memSize),
-  ]);
+  const total = be64(table.pages * pageBytes, flag.memSize);
   const blocks = table.blocks.flatMap((block) => [shortString(block.name), be64(block.sizeBytes)]);
-  return Buffer.concat([head, ...blocks, sectionEnd(id)]);
+  return Buffer.concat([sectionStart(id), total, ...blocks, sectionEnd(id)]);
 }
+
+/** Gives the section of RAM a number, with no records in it: for a stream that goes on in the middle. */
+export const renameSection = (id: number): Buffer => Buffer.concat([sectionStart(id), sectionEnd(id)]);
+
+const sectionStart = (id: number): Buffer =>
+  Buffer.concat([Buffer.of(section.start), be32(id), shortString('ram'), be32(0), be32(ramVersion)]);
 
 export const beginSection = (kind: 'part' | 'end', id: number): Buffer =>
   Buffer.concat([Buffer.of(kind === 'part' ? section.part : section.end), be32(id)]);

@@ -17,6 +17,9 @@ const retryEvery = 16;
 const smallBytes = 64 * 1024;
 const smoothing = 0.3;
 
+/** `off` and `always` are for measurements. */
+export type CompressionMode = 'adaptive' | 'off' | 'always';
+
 export interface Squeezed {
   compressed: boolean;
   bytes: Buffer;
@@ -28,15 +31,17 @@ export class Compressor {
   #ratio = 0.5;
   #plainInRow = 0;
   cpuMs = 0;
-  readonly #isOff: boolean;
+  readonly #mode: CompressionMode;
 
-  constructor(options: { off?: boolean } = {}) {
-    this.#isOff = options.off ?? false;
+  constructor(mode: CompressionMode = 'adaptive') {
+    this.#mode = mode;
   }
 
   /** `linkSpeed` in bytes per second; `undefined` when not measured yet. */
   async squeeze(bytes: Buffer, linkSpeed: number | undefined): Promise<Squeezed> {
-    if (this.#isOff || !this.#pays(bytes.length, linkSpeed)) {
+    const pays =
+      this.#mode === 'always' || (this.#mode === 'adaptive' && this.#pays(bytes.length, linkSpeed));
+    if (!pays) {
       this.#plainInRow += 1;
       return { compressed: false, bytes };
     }
@@ -64,9 +69,9 @@ export class Compressor {
   }
 }
 
-/** Throws when it is no zstd, or more than `mostBytes`. */
+/** What is not compressed is given as it is. Throws when it is no zstd, or more than `mostBytes`. */
 export async function unsqueeze(squeezed: Squeezed, mostBytes: number): Promise<Buffer> {
-  if (!squeezed.compressed) return Buffer.from(squeezed.bytes);
+  if (!squeezed.compressed) return squeezed.bytes;
   try {
     return await decompress(squeezed.bytes, { maxOutputLength: mostBytes });
   } catch (error) {

@@ -10,9 +10,9 @@ import type { EngineStatistics } from '../../model/migration.ts';
 import { digestBlocks, digestBytes, digestOf, noBlock, type SetIndex } from '../../pages/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { BatchWriter } from './batch.ts';
-import { Compressor } from './compression.ts';
+import { type CompressionMode, Compressor } from './compression.ts';
 import { DeltaCache } from './delta-cache.ts';
-import { encodeFrame, frame } from './frames.ts';
+import { frame, frameOf } from './frames.ts';
 import type { PageBatch } from './page-batch.ts';
 import { PageSet } from './page-set.ts';
 import { SentIndex } from './sent-index.ts';
@@ -23,7 +23,7 @@ export interface CondenserOptions {
   sets: readonly SetIndex[];
   /** The destination can read what its QEMU has got. */
   destinationReads: boolean;
-  compression?: { off?: boolean };
+  compression?: CompressionMode;
   /** Told of each batch once it is encoded: the digests of its pages with content, in order of their entries. */
   onEncoded?: (batch: PageBatch, digests: Buffer) => void;
   /** Bytes per second, as measured. */
@@ -59,7 +59,7 @@ export class Condenser {
    * The frame of the batch, which is free again when `onTaken` was called. Batches are encoded one after the other,
    * in the order of the calls, and compressed side by side. `plain`: no reference to what the other end has.
    */
-  async condense(batch: PageBatch, options: { plain?: boolean; onTaken: () => void }): Promise<Buffer> {
+  async condense(batch: PageBatch, options: { plain?: boolean; onTaken: () => void }): Promise<Uint8Array[]> {
     const encoded = this.#turn.then(() => this.#encode(batch, options.plain ?? false));
     this.#turn = encoded.catch(() => {});
     const { body, digest } = await encoded.finally(options.onTaken);
@@ -69,7 +69,7 @@ export class Condenser {
     const head = Buffer.alloc(5);
     head[0] = Number(squeezed.compressed);
     head.writeUInt32BE(body.length, 1);
-    return encodeFrame(frame.batch, head, digest, squeezed.bytes);
+    return frameOf(frame.batch, head, digest, squeezed.bytes);
   }
 
   async #encode(batch: PageBatch, plain: boolean): Promise<{ body: Buffer; digest: Buffer }> {

@@ -28,6 +28,7 @@ import {
   postcopyAdvise,
   postcopyPackage,
   postcopyResume,
+  renameSection,
   startSection,
 } from '../../stream/index.ts';
 import { framesOf } from './frame-stream.ts';
@@ -166,7 +167,7 @@ export class DestinationAgent {
     this.#answers = new AnswerParser(Math.max(...table.blocks.map(({ pages }) => pages)));
     this.#rebuilder = new Rebuilder({ pages: table.pages, sets: this.#readers, memory });
     this.#feed = new PageFeed(qemu, sectionId, table);
-    if (mode === 'resume') return this.#resume(table);
+    if (mode === 'resume') return this.#resume(table, sectionId);
     if (!this.#opening) throw agentError('blocks before the opening');
     await this.#feed.write(this.#opening);
     if (mode === 'postcopy')
@@ -270,7 +271,7 @@ export class DestinationAgent {
   }
 
   /** A post-copy goes on: QEMU says what it has, and the source is told what it lacks. */
-  async #resume(table: BlockTable): Promise<void> {
+  async #resume(table: BlockTable, sectionId: number): Promise<void> {
     const missing = this.#missing;
     for (const [index, { name, firstPage, pages }] of table.blocks.entries()) {
       const { promise, resolve } = Promise.withResolvers<Buffer>();
@@ -286,6 +287,7 @@ export class DestinationAgent {
     this.#acknowledged = resolve;
     await this.#feed!.between(postcopyResume());
     await promise;
+    await this.#feed!.between(renameSection(sectionId));
     this.#state = 'lacking';
     const { link } = this.#options;
     link.write(encodeFrame(frame.missing, await compress(missing.toBytes())));

@@ -22,6 +22,7 @@ import {
   type SetName,
 } from '../../pages/index.ts';
 import { exportName } from '../mirror.ts';
+import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
 import { encodeNumbers, encodeRagged, encodeZeroes, parseDiskOffer, parseNumbers } from './disk-frames.ts';
 import { framesOf } from './frame-stream.ts';
@@ -38,7 +39,7 @@ export interface DiskSourceOptions {
   /** Learns which block of the destination's disk has which content; see `mirroredSet`. */
   mirrored: MemoryIndex;
   limitBps: () => number | undefined;
-  compression?: { off?: boolean };
+  compression?: CompressionMode;
   statistics: EngineStatistics;
 }
 

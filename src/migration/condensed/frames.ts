@@ -42,14 +42,18 @@ export interface Frame {
   body: Buffer;
 }
 
-export function encodeFrame(type: number, ...parts: readonly Uint8Array[]): Buffer {
+export const encodeFrame = (type: number, ...parts: readonly Uint8Array[]): Buffer =>
+  Buffer.concat(frameOf(type, ...parts));
+
+/** The same in pieces, so that large ones need no copy. They are the link's from then on. */
+export function frameOf(type: number, ...parts: readonly Uint8Array[]): Uint8Array[] {
   const head = Buffer.alloc(headBytes);
   head[0] = type;
   head.writeUInt32BE(
     parts.reduce((sum, { length }) => sum + length, 0),
     1,
   );
-  return Buffer.concat([head, ...parts]);
+  return [head, ...parts];
 }
 
 export const encodeJson = (type: number, value: unknown): Buffer =>

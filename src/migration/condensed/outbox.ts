@@ -51,12 +51,12 @@ export class Outbox {
     return this.#failed.promise;
   }
 
-  send(frame: Buffer | Promise<Buffer>): void {
+  send(frame: Buffer | Promise<Uint8Array[]>): void {
     this.#frames += 1;
     // Waited for in its turn.
     if (frame instanceof Promise) frame.catch(() => {});
     this.#tail = this.#tail
-      .then(async () => this.#write(await frame))
+      .then(async () => this.#write(frame instanceof Promise ? await frame : [frame]))
       .catch((error) => this.#failed.reject(error))
       .finally(() => {
         this.#frames -= 1;
@@ -78,23 +78,27 @@ export class Outbox {
     this.#waiting.push(callback);
   }
 
-  async #write(frame: Buffer): Promise<void> {
+  async #write(pieces: readonly Uint8Array[]): Promise<void> {
     const { link, signal, limitBps } = this.#options;
     const startedAt = performance.now();
-    await Promise.race([
-      new Promise<void>((resolve, reject) =>
-        link.write(frame, (error) => (error ? reject(error) : resolve())),
-      ),
-      this.#failed.promise,
-    ]);
-    this.sentBytes += frame.length;
+    const written = Promise.withResolvers<void>();
+    link.cork();
+    for (const [index, piece] of pieces.entries())
+      link.write(piece, (error) => {
+        if (error) written.reject(error);
+        else if (index === pieces.length - 1) written.resolve();
+      });
+    link.uncork();
+    await Promise.race([written.promise, this.#failed.promise]);
+    const frameBytes = pieces.reduce((sum, { length }) => sum + length, 0);
+    this.sentBytes += frameBytes;
     const limit = limitBps();
-    const dueMs = limit === undefined ? 0 : (frame.length * 8000) / limit;
+    const dueMs = limit === undefined ? 0 : (frameBytes * 8000) / limit;
     const tookMs = performance.now() - startedAt;
     if (dueMs > tookMs + 1) await delay(dueMs - tookMs, signal);
-    const speed = (frame.length * 1000) / Math.max(0.05, performance.now() - startedAt);
+    const speed = (frameBytes * 1000) / Math.max(0.05, performance.now() - startedAt);
     // Small frames vanish in buffers, and say nothing.
-    if (frame.length > 32_768)
+    if (frameBytes > 32_768)
       this.#speed = this.#speed === undefined ? speed : this.#speed * (1 - smoothing) + speed * smoothing;
   }
 }

@@ -16,6 +16,7 @@ import { zstdCompress, zstdDecompress } from 'node:zlib';
 import type { EngineStatistics } from '../../model/migration.ts';
 import { isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
 import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../stream/index.ts';
+import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, frame, protocolVersion } from './frames.ts';
@@ -37,7 +38,7 @@ export interface SourceAgentOptions {
   /** Not even a first pass: every page is pending from the beginning. */
   drainAtOnce?: boolean;
   limitBps: () => number | undefined;
-  compression?: { off?: boolean };
+  compression?: CompressionMode;
   statistics: EngineStatistics;
 }
 
@@ -48,6 +49,8 @@ const decompress = promisify(zstdDecompress);
 const pushPages = 64;
 /** With a page that is asked for come those behind it, which a guest mostly wants next. */
 const prefetchPages = 16;
+/** QEMU numbers sections from 0; this is none of them, and what the number of RAM was nobody needs to remember. */
+const resumedSectionId = 0x7fff_ffff;
 /** Requests that may wait; a destination asks for each page once. */
 const mostWants = 65_536;
 
@@ -273,7 +276,7 @@ export class SourceAgent {
     this.#begin(memory.table());
     this.#state = 'serving';
     this.#condenser!.enterPostcopy();
-    this.#opening = Buffer.alloc(0);
+    this.#sectionId = resumedSectionId;
     this.#sendLayout();
     const next = await frames.next();
     if (next.done || next.value.type !== frame.missing) throw agentError('not what is missing');
