@@ -6,6 +6,7 @@
  * A batch carries one digest over the digests of all pages that the destination must make out of what it has itself.
  * What travels whole needs none: TLS vouches for it.
  */
+import { AppError } from '../../model/errors.ts';
 import type { EngineStatistics } from '../../model/migration.ts';
 import { digestBlocks, digestBytes, digestOf, noBlock, type SetIndex } from '../../pages/index.ts';
 import { pageBytes } from '../../stream/index.ts';
@@ -80,7 +81,7 @@ export class Condenser {
     const digests = digestBlocks(content);
     const digestedAt = performance.now();
     const found: Uint32Array[] = [];
-    if (!plain && batch.dataPages > 0) for (const set of sets) found.push(await set.lookup(digests));
+    if (!plain && batch.dataPages > 0) for (const set of sets) found.push(await lookup(set, digests));
     const foundAt = performance.now();
     const words = new Uint32Array(content.buffer, content.byteOffset, content.length / 4);
     const writer = new BatchWriter();
@@ -137,5 +138,15 @@ export class Condenser {
     this.#sent.set(page, digests, index);
     // What is sent a second time will be sent a third time.
     if (!this.#everSent.add(page)) this.#deltas.put(page, version);
+  }
+}
+
+/** A set whose index fails is one that has nothing. */
+async function lookup(set: SetIndex, digests: Buffer): Promise<Uint32Array> {
+  try {
+    return await set.lookup(digests);
+  } catch (error) {
+    if (!(error instanceof AppError)) throw error;
+    return new Uint32Array(digests.length / digestBytes).fill(noBlock);
   }
 }

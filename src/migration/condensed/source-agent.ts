@@ -13,8 +13,11 @@
 import type { Duplex, Readable } from 'node:stream';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
+import type { SessionStats } from '../../link/index.ts';
 import type { EngineStatistics } from '../../model/migration.ts';
+import { KiB } from '../../model/units.ts';
 import { isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
+import { delay } from '../../qmp/index.ts';
 import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../stream/index.ts';
 import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
@@ -47,6 +50,9 @@ const decompress = promisify(zstdDecompress);
 
 /** Pushed at once while the guest waits for others: short, so that what it asks for is not long in coming. */
 const pushPages = 64;
+/** A link may always have so much under way, however slow it seems. */
+const leastInFlightBytes = 256 * KiB;
+const shallowPollMs = 2;
 /** With a page that is asked for come those behind it, which a guest mostly wants next. */
 const prefetchPages = 16;
 /** QEMU numbers sections from 0; this is none of them, and what the number of RAM was nobody needs to remember. */
@@ -313,6 +319,19 @@ export class SourceAgent {
         this.#wake = Promise.withResolvers();
       }
       await this.#outbox.room(1);
+      await this.#untilLinkIsShallow();
+    }
+  }
+
+  /** What the link holds is what a page that the guest waits for stands behind: no more than keeps it busy. */
+  async #untilLinkIsShallow(): Promise<void> {
+    const { link } = this.#options;
+    if (!('stats' in link)) return;
+    while (this.#wants.length === 0 && !this.#isEnded) {
+      const { unacknowledgedBytes, deliveryRateBps, rttMs } = link.stats as SessionStats;
+      const inFlightBytes = ((deliveryRateBps / 8) * (rttMs ?? 0)) / 1000;
+      if (unacknowledgedBytes <= Math.max(leastInFlightBytes, inFlightBytes * 1.5)) return;
+      await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
     }
   }
 
