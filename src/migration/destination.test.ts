@@ -70,7 +70,7 @@ test('a post-copy that QEMU could not go on with is offered again until QEMU tak
     return command === 'query-status' ? { status: 'running', running: true } : { status: 'postcopy-paused' };
   };
   const machine = {
-    qmp: { state: 'ready', execute },
+    qmp: { state: 'ready', execute, executeOutOfBand: execute, onEvent: () => () => {} },
     exited: new Promise(() => {}),
     paths: { qmp: '/nowhere/qmp.sock', incoming: '/nowhere/incoming.sock' },
   } as unknown as Machine;

@@ -1,10 +1,12 @@
 /** The destination QEMU: waits for disk and memory, and lets the VM run when it is told to. */
 import { AppError } from '../model/errors.ts';
-import { delay, type MigrationCapability, type QmpConnection } from '../qmp/index.ts';
+import { delay, type MigrationCapability, type MigrationStatus, type QmpConnection } from '../qmp/index.ts';
 import { nodeNames } from '../vm/argv.ts';
 import { exportName } from './mirror.ts';
 
 const pollMs = 5;
+const answerTimeoutMs = 1000;
+const maxTimerMs = 2 ** 31 - 1;
 
 const inCapabilities: MigrationCapability[] = [
   'events',
@@ -81,24 +83,35 @@ export async function waitUntilComplete(
   options: { signal: AbortSignal; whilePaused: () => Promise<void> },
 ): Promise<void> {
   const { signal, whilePaused } = options;
-  for (;;) {
-    // A question that QEMU was too busy to answer is asked again; one that has died ends this.
-    const status = await qmp.execute('query-migrate', undefined, { signal }).then(
-      (info) => info.status,
-      (error) => {
-        if (signal.aborted || qmp.state !== 'ready') throw error;
-        return undefined;
-      },
-    );
-    if (status === 'completed') return;
-    if (status === 'postcopy-paused') await whilePaused();
-    await delay(20, signal);
+  let told: MigrationStatus | undefined;
+  const unsubscribe = qmp.onEvent((event) => {
+    if (event.name === 'MIGRATION') told = event.data.status;
+  });
+  // A guest that waits for a page may hold up QEMU's main loop, and with it every answer, until the page is there. So
+  // one question is asked at a time, and what QEMU tells by itself meanwhile counts as well.
+  let asked: Promise<MigrationStatus | undefined> | undefined;
+  try {
+    for (;;) {
+      asked ??= qmp
+        .execute('query-migrate', undefined, { signal, timeoutMs: maxTimerMs })
+        .then((info) => info.status);
+      // What it ends with is seen when it is looked at next.
+      asked.catch(() => {});
+      const status = await Promise.race([asked, delay(answerTimeoutMs, signal)]);
+      if (status !== undefined) asked = undefined;
+      const now = status ?? told;
+      if (now === 'completed') return;
+      if (now === 'postcopy-paused') await whilePaused();
+      await delay(20, signal);
+    }
+  } finally {
+    unsubscribe();
   }
 }
 
 /** QEMU listens for a source that comes back with the missing pages. */
 export async function listenForRecovery(qmp: QmpConnection, socketPath: string): Promise<void> {
-  await qmp.execute('migrate-recover', { uri: `unix:${socketPath}` });
+  await qmp.executeOutOfBand('migrate-recover', { uri: `unix:${socketPath}` });
 }
 
 export interface Loading {

@@ -56,9 +56,22 @@ test('it greets, negotiates and runs commands with ids of its own', async () => 
   assert.deepEqual(qmp.version, { major: 7, minor: 2, micro: 0, package: 'Debian' });
   assert.deepEqual(await qmp.execute('query-status'), { running: false, status: 'prelaunch' });
   assert.deepEqual(monitor.received, [
-    { execute: 'qmp_capabilities', id: 1 },
+    { execute: 'qmp_capabilities', arguments: { enable: ['oob'] }, id: 1 },
     { execute: 'query-status', id: 2 },
   ]);
+});
+
+test('a command goes past a main loop that is stuck', async () => {
+  const monitor = new FakeMonitor((message) => ('exec-oob' in message ? { return: {} } : undefined));
+  await using qmp = await monitor.connect();
+  const stuck = qmp.execute('query-status');
+  stuck.catch(() => {});
+  await qmp.executeOutOfBand('migrate-recover', { uri: 'unix:/run/recover' });
+  assert.deepEqual(monitor.received.at(-1), {
+    'exec-oob': 'migrate-recover',
+    arguments: { uri: 'unix:/run/recover' },
+    id: 3,
+  });
 });
 
 test('replies find their commands in whatever order they come', async () => {

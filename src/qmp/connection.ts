@@ -110,6 +110,17 @@ export class QmpConnection implements AsyncDisposable {
     return this.#send(command, args as JsonObject | undefined, { timeoutMs, signal }) as Promise<ReturnOf<C>>;
   }
 
+  /** The same past a main loop that is stuck; QEMU takes only a few commands in this way. */
+  async executeOutOfBand<C extends 'migrate-recover' | 'migrate-pause'>(
+    command: C,
+    args: ArgumentsOf<C>,
+    options: WaitOptions = {},
+  ): Promise<void> {
+    if (this.#state !== 'ready') throw this.#refusal(command);
+    const { timeoutMs = defaultTimeoutMs, signal } = options;
+    await this.#send(command, args as JsonObject | undefined, { timeoutMs, signal }, 'exec-oob');
+  }
+
   /** Calls the listener for each event from now on; the answer unsubscribes. A listener must not throw. */
   onEvent(listener: (event: QmpEvent) => void): () => void {
     this.#listeners.add(listener);
@@ -162,11 +173,17 @@ export class QmpConnection implements AsyncDisposable {
 
   async #negotiate(): Promise<void> {
     this.#version = await this.#greeting.promise;
-    await this.#send('qmp_capabilities', undefined, {});
+    // Since QEMU 3.0.
+    await this.#send('qmp_capabilities', { enable: ['oob'] }, {});
     if (this.#state === 'negotiate') this.#state = 'ready';
   }
 
-  async #send(command: QmpCommand, args: JsonObject | undefined, options: WaitOptions): Promise<unknown> {
+  async #send(
+    command: QmpCommand,
+    args: JsonObject | undefined,
+    options: WaitOptions,
+    how: 'execute' | 'exec-oob' = 'execute',
+  ): Promise<unknown> {
     const { timeoutMs } = options;
     if (options.signal?.aborted) throw abortError(options.signal);
     if (this.#waiters.size >= maxInFlight) {
@@ -175,7 +192,7 @@ export class QmpConnection implements AsyncDisposable {
     const id = this.#nextId++;
     const reply = Promise.withResolvers<unknown>();
     this.#waiters.set(id, { command, reply });
-    this.#stream.write(encodeLine({ execute: command, ...(args && { arguments: args }), id }));
+    this.#stream.write(encodeLine({ [how]: command, ...(args && { arguments: args }), id }));
     const onTimeout = () =>
       new AppError('timeout', `QEMU did not answer ${command} within ${timeoutMs} ms`, {
         waitedFor: command,
