@@ -2,7 +2,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import {
   chooseVm,
+  decideByLoad,
   type Load,
+  type LoadCandidate,
   loadMoved,
   newLoadState,
   observeLoad,
@@ -54,4 +56,32 @@ test('the smallest VM that is enough is moved, else the one that helps most', ()
   assert.equal(chooseVm('cpu', cpu(5), 100, vms, policy)?.vmId, 'big');
   assert.equal(chooseVm('memory', { cpu: 0, memory: 0.95 }, 10, vms, policy)?.vmId, 'right');
   assert.equal(chooseVm('cpu', cpu(1), 100, [], policy), undefined);
+});
+
+test('the neighbour with the most room takes the VM, and each other says why not', () => {
+  const peer = (name: string, changes: Partial<LoadCandidate>): LoadCandidate => ({
+    cloudletId: name,
+    name,
+    standing: 'neighbour',
+    load: { cpu: 0.2, memory: 0.2 },
+    problems: [],
+    ...changes,
+  });
+  const trigger = { kind: 'cpu', message: '95 % of the cpu are in use' } as const;
+  const all = [
+    peer('busy', { load: { cpu: 0.8, memory: 0.1 } }),
+    peer('half', { load: { cpu: 0.5, memory: 0.1 } }),
+    peer('free', { load: { cpu: 0.1, memory: 0.3 } }),
+    peer('full', { problems: ['12 MiB of disk are free'] }),
+    peer('far', { standing: 'far' }),
+    peer('mute', { load: undefined }),
+  ];
+  const { outcome, target, candidates } = decideByLoad(trigger, all, policy);
+  assert.deepEqual([outcome, target?.name], ['migrate', 'free']);
+  assert.deepEqual(
+    candidates.map(({ verdict }) => verdict),
+    ['excluded', 'possible', 'chosen', 'excluded', 'excluded', 'excluded'],
+  );
+  for (const { why } of candidates) assert.ok(why.length > 0);
+  assert.equal(decideByLoad(trigger, all.slice(3), policy).outcome, 'stay');
 });

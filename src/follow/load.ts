@@ -2,8 +2,9 @@
  * Hotspots: when a cloudlet has been too busy for too long, one VM goes to a neighbour that has room. CPU and memory
  * have a high mark that starts it and a low mark that ends it, so that one move is enough and none is undone. Pure.
  */
-import type { Trigger } from '../model/follow.ts';
+import type { Candidate, Decision, HandoffForecast, Trigger } from '../model/follow.ts';
 import type { Uuid } from '../model/ids.ts';
+import type { Standing } from './neighbours.ts';
 
 export interface LoadPolicy {
   /** Shares of all CPUs and of all memory, 0 to 1. */
@@ -90,6 +91,62 @@ export function chooseVm(
   if (enough.length > 0) return enough.toSorted((a, b) => a.memoryBytes - b.memoryBytes)[0];
   return vms.toSorted((a, b) => helps(b) - helps(a))[0];
 }
+
+/** A peer that was asked for its load. */
+export interface LoadCandidate {
+  cloudletId: Uuid;
+  name: string;
+  standing: Standing;
+  neighbourRttMs?: number | undefined;
+  /** Missing if it did not answer. */
+  load?: Load | undefined;
+  problems: readonly string[];
+  forecast?: HandoffForecast | undefined;
+}
+
+/** To the neighbour with the lowest load among those that are below both low marks and can take the VM. */
+export function decideByLoad(
+  trigger: Trigger,
+  candidates: readonly LoadCandidate[],
+  policy: LoadPolicy,
+): Pick<Decision, 'candidates' | 'outcome' | 'target' | 'reasons'> {
+  const judged = candidates.map((input) => ({ input, candidate: judgeLoad(input, policy) }));
+  const [best] = judged
+    .filter(({ candidate }) => candidate.verdict === 'possible')
+    .toSorted((a, b) => fullness(a.input.load!) - fullness(b.input.load!));
+  const all = judged.map(({ candidate }) => candidate);
+  if (!best) return { candidates: all, outcome: 'stay', reasons: [trigger.message, 'No neighbour has room'] };
+  const { cloudletId: id, name } = best.candidate;
+  best.candidate.verdict = 'chosen';
+  const reasons = [trigger.message, `${name} has the most room: ${describeLoad(best.input.load!)}`];
+  return { candidates: all, outcome: 'migrate', target: { id, name }, reasons };
+}
+
+export function judgeLoad(input: LoadCandidate, policy: LoadPolicy): Candidate {
+  const { cloudletId, name, standing, neighbourRttMs, load, problems, forecast } = input;
+  const why = (): string | undefined => {
+    if (standing !== 'neighbour') return `no neighbour: ${standing}`;
+    if (!load) return 'it did not answer in time';
+    if (load.cpu >= policy.cpuLow || load.memory >= policy.memoryLow)
+      return `busy itself: ${describeLoad(load)}`;
+    return problems.length > 0 ? `it cannot take the VM: ${problems.join('; ')}` : undefined;
+  };
+  const objection = why();
+  return {
+    cloudletId,
+    name,
+    ...(neighbourRttMs === undefined ? {} : { neighbourRttMs }),
+    seesDevice: false,
+    problems: [...problems],
+    ...(forecast ? { forecast } : {}),
+    verdict: objection === undefined ? 'possible' : 'excluded',
+    why: objection ?? describeLoad(load!),
+  };
+}
+
+const fullness = ({ cpu, memory }: Load): number => Math.max(cpu, memory);
+const describeLoad = ({ cpu, memory }: Load): string =>
+  `${percent(cpu)} CPU, ${percent(memory)} memory in use`;
 
 const marks = (kind: 'cpu' | 'memory', policy: LoadPolicy): [high: number, low: number] =>
   kind === 'cpu' ? [policy.cpuHigh, policy.cpuLow] : [policy.memoryHigh, policy.memoryLow];

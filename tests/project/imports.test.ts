@@ -27,7 +27,7 @@ const allowed: Record<string, readonly string[]> = {
   device: ['model', 'sdk', 'network'],
   cli: ['model', 'contract', 'sdk', 'lab', 'device', 'network'],
   lab: ['model', 'network', 'vm', 'sdk'],
-  bench: ['model', 'contract', 'sdk', 'lab', 'daemon', 'vm', 'pages', 'migration', 'stream'],
+  bench: ['model', 'contract', 'sdk', 'lab', 'daemon', 'vm', 'pages', 'migration', 'stream', 'follow'],
 };
 
 interface Import {

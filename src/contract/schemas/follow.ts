@@ -147,6 +147,12 @@ export const Nearness = Exact({
   address: Type.Optional(Address),
   seesDevice: Type.Boolean({ description: 'It is in a LAN of this cloudlet.' }),
   serviceInitiationMs: Type.Optional(Ms),
+  load: Type.Optional(
+    Exact({
+      cpu: Type.Number({ minimum: 0, maximum: 1 }),
+      memory: Type.Number({ minimum: 0, maximum: 1 }),
+    }),
+  ),
 });
 
 // --- decisions

@@ -1,6 +1,7 @@
 /** Answers a peer that asks how near a device is: is it in a LAN here, and what is the round trip to it. */
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
+import type { Load } from '../../follow/index.ts';
 import { AppError } from '../../model/errors.ts';
 import type { CloudletNetwork } from '../../network/index.ts';
 import { pingBriefly } from './ping.ts';
@@ -15,10 +16,16 @@ const maxAtOnce = 32;
 export class NearnessDesk {
   readonly #networks: readonly CloudletNetwork[];
   readonly #serviceInitiationMs: () => number | undefined;
+  readonly #load: () => Load | undefined;
   #busy = 0;
 
-  constructor(networks: readonly CloudletNetwork[], serviceInitiationMs: () => number | undefined) {
+  constructor(
+    networks: readonly CloudletNetwork[],
+    serviceInitiationMs: () => number | undefined,
+    load: () => Load | undefined,
+  ) {
     this.#networks = networks;
+    this.#load = load;
     this.#serviceInitiationMs = serviceInitiationMs;
   }
 
@@ -39,9 +46,11 @@ export class NearnessDesk {
       if (here !== undefined && !addresses.includes(here)) atOnce.unshift(pingOne(here, signal));
       const answer = await firstFound(atOnce);
       const serviceInitiationMs = this.#serviceInitiationMs();
+      const load = this.#load();
       return {
         seesDevice: sees,
         ...(answer ?? (here === undefined ? {} : { address: here })),
+        ...(load ? { load } : {}),
         ...(serviceInitiationMs === undefined ? {} : { serviceInitiationMs }),
       };
     } finally {

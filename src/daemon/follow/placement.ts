@@ -5,7 +5,14 @@
 import type { Static } from 'typebox';
 import * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
-import { type CandidateInput, decide, judge } from '../../follow/index.ts';
+import {
+  type CandidateInput,
+  decide,
+  decideByLoad,
+  judge,
+  judgeLoad,
+  type Load,
+} from '../../follow/index.ts';
 import { asAppError } from '../../model/errors.ts';
 import type { Decision, DeviceRecord, HandoffForecast, RttStats, Trigger } from '../../model/follow.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
@@ -51,7 +58,7 @@ export interface Placed {
 }
 
 /** What is known of a peer, and what it added to its answer. */
-type Asked = CandidateInput & { serviceInitiationMs?: number; address?: string };
+type Asked = CandidateInput & { serviceInitiationMs?: number; address?: string; load?: Load };
 
 export type MigrateRequest = Static<typeof schemas.MigrateVm>;
 
@@ -106,6 +113,29 @@ export class Placement {
     return { decision, ...(sighted?.address === undefined ? {} : { sightedAt: sighted.address }) };
   }
 
+  /** Where a VM goes that has to leave for the sake of load. */
+  async decideByLoad(managed: Managed, trigger: Trigger): Promise<Decision> {
+    const { identity, config } = this.#options;
+    const begun = performance.now();
+    const nowhere = { addresses: [], macs: [] };
+    const candidates = await this.#candidates(nowhere, managed.record.spec.disk.image, undefined);
+    const promising = candidates.filter((each) => judgeLoad(each, config.load).verdict === 'possible');
+    await Promise.all(promising.slice(0, forecasts).map((input) => this.#forecast(managed, input)));
+    const asked = candidates.filter((each) => !promising.slice(forecasts).includes(each));
+    const { neighbourRttMs, improvementMs, improvementRatio, crispRttMs, annoyingRttMs } = config;
+    return {
+      id: newId(),
+      at: new Date().toISOString(),
+      vm: { id: managed.record.id, name: managed.record.name },
+      trigger,
+      here: { cloudletId: identity().id, name: identity().name },
+      ...decideByLoad(trigger, asked, config.load),
+      policy: { neighbourRttMs, improvementMs, improvementRatio, crispRttMs, annoyingRttMs },
+      tookMs: Math.round(performance.now() - begun),
+      acted: false,
+    };
+  }
+
   /** The RTT of each peer to a device, in ms, of those that answer in time. */
   async nearness(device: DeviceRecord): Promise<Map<Uuid, number>> {
     const candidates = await this.#candidates(device, undefined, undefined);
@@ -130,7 +160,7 @@ export class Placement {
   }
 
   async #candidates(
-    device: DeviceRecord | undefined,
+    device: Pick<DeviceRecord, 'addresses' | 'macs'> | undefined,
     image: string | undefined,
     observed: Observed | undefined,
   ): Promise<Asked[]> {
@@ -150,6 +180,7 @@ export class Placement {
           reportedRttMs: observed?.reported.get(peer.id),
           seesDevice: answer?.seesDevice,
           problems: [],
+          ...(answer?.load ? { load: answer.load } : {}),
           ...(answer?.address === undefined ? {} : { address: answer.address }),
           ...(answer?.serviceInitiationMs === undefined
             ? {}
@@ -161,7 +192,7 @@ export class Placement {
 
   async #ask(
     peer: { id: Uuid; url: string },
-    { addresses, macs }: DeviceRecord,
+    { addresses, macs }: Pick<DeviceRecord, 'addresses' | 'macs'>,
     image: string | undefined,
   ): Promise<Nearness | undefined> {
     const { fleet, config } = this.#options;

@@ -10,7 +10,7 @@ import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
 import { type Fired, ownerOfAddress } from '../../follow/index.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
-import type { Decision, DeviceRecord } from '../../model/follow.ts';
+import type { Decision, DeviceRecord, Trigger } from '../../model/follow.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { Config } from '../config.ts';
 import type { Credentials, Principal } from '../credentials.ts';
@@ -25,6 +25,7 @@ import type { Managed, VmRegistry } from '../vms/registry.ts';
 import { DeviceWatch } from './device-watch.ts';
 import { type DeviceReport, Devices } from './devices.ts';
 import { Echo } from './echo.ts';
+import { LoadWatch } from './load-watch.ts';
 import { NearnessDesk } from './nearness.ts';
 import { Neighbours } from './neighbours.ts';
 import { Placement } from './placement.ts';
@@ -54,6 +55,7 @@ export class Follow implements MigrationCompanion {
   readonly profiles: Profiles;
   readonly echo: Echo;
   readonly desk: NearnessDesk;
+  readonly load: LoadWatch;
   readonly #options: FollowOptions;
   readonly #watches = new Map<Uuid, DeviceWatch>();
   readonly #dirty = new Map<Uuid, { bps: number; atMs: number }>();
@@ -69,7 +71,16 @@ export class Follow implements MigrationCompanion {
     this.devices = new Devices(options);
     this.profiles = new Profiles(store);
     this.echo = new Echo({ ownId: identity().id, isPeer: (id) => fleet.directory.get(id) !== undefined });
-    this.desk = new NearnessDesk(config.networks, () => serviceInitiationMs(store));
+    this.load = new LoadWatch({
+      registry: options.registry,
+      policy: config.follow.load,
+      onTrigger: (trigger, vmId) => this.#relieve(trigger, vmId),
+    });
+    this.desk = new NearnessDesk(
+      config.networks,
+      () => serviceInitiationMs(store),
+      () => this.load.now,
+    );
     this.neighbours = new Neighbours({
       fleet,
       store,
@@ -82,6 +93,7 @@ export class Follow implements MigrationCompanion {
 
   start(): void {
     this.neighbours.start();
+    this.load.start();
     this.#timer = setInterval(() => this.sync(), syncEveryMs);
     this.#timer.unref();
     this.sync();
@@ -287,6 +299,18 @@ export class Follow implements MigrationCompanion {
     return this.act(decision, managed);
   }
 
+  /** This cloudlet is too busy: one VM goes. */
+  async #relieve(trigger: Trigger, vmId: Uuid): Promise<boolean> {
+    const { registry, config } = this.#options;
+    const managed = registry.all().find(({ record }) => record.id === vmId);
+    const { mode } = config.follow.load;
+    if (mode === 'off' || !managed || managed.operationId) return false;
+    const decision = await this.#place.decideByLoad(managed, trigger);
+    if (this.#closed) return false;
+    this.#keep(decision);
+    return mode === 'act' && (await this.act(decision, managed)).moved;
+  }
+
   #tellLan(message: string): string {
     return message.replace(/[0-9a-f-]{36}/, (id) => this.#nameOf(id));
   }
@@ -431,6 +455,7 @@ export class Follow implements MigrationCompanion {
   async close(): Promise<void> {
     this.#closed = true;
     clearInterval(this.#timer);
+    this.load[Symbol.dispose]();
     for (const id of [...this.#watches.keys()]) this.#unwatch(id);
     await this.neighbours.close();
     await this.echo.close();
