@@ -9,9 +9,12 @@ import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { AppError, asAppError } from '../model/errors.ts';
 import type { MigrationOptions, VmToMove } from '../model/migration.ts';
+import { connectNbd, type NbdClient } from '../nbd/index.ts';
 import type { BlockReader, SetName } from '../pages/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import { DestinationAgent } from './condensed/destination-agent.ts';
+import { diskReader, takeDisk } from './condensed/disk-destination.ts';
+import { mirroredSet } from './condensed/disk-frames.ts';
 import { GuestMemory } from './condensed/guest-memory.ts';
 import {
   type DestinationEffect,
@@ -33,6 +36,7 @@ import {
   waitUntilComplete,
   waitUntilLoaded,
 } from './memory-in.ts';
+import { exportName } from './mirror.ts';
 import type { Problem, Ticket, ToDestination, ToSource } from './protocol.ts';
 import type { SessionPurpose } from './source.ts';
 
@@ -82,6 +86,8 @@ export class DestinationMigration {
   #isPaused = false;
   #acceptedAt = Number.NEGATIVE_INFINITY;
   #sessions = { disk: 0, memory: 0 };
+  /** Our connection to the disk that QEMU serves; condensed only. */
+  #disk: NbdClient | undefined;
   #machine: Machine | null;
   #stopped = false;
 
@@ -152,8 +158,8 @@ export class DestinationMigration {
     this.#streams.add(stream);
     stream.once('close', () => this.#streams.delete(stream));
     const path = this.#socket(purpose);
-    const isCondensed = purpose === 'memory' && this.#options.engine === 'condensed';
-    const joined = isCondensed ? this.#rebuild(path, stream) : joinWithQemu(path, stream);
+    const rebuild = purpose === 'memory' ? this.#rebuild : this.#rebuildDisk;
+    const joined = engine === 'condensed' ? rebuild.call(this, path, stream) : joinWithQemu(path, stream);
     joined.catch(() => {
       // QEMU notices by itself, and what becomes of it is watched.
     });
@@ -172,12 +178,34 @@ export class DestinationMigration {
         link,
         qemu,
         memory,
-        sets: (await sets?.()) ?? [],
-        openReader: async (name) => openReader?.(name),
+        sets: [...((await sets?.()) ?? []), ...(this.#disk ? [mirroredSet] : [])],
+        openReader: async (name) =>
+          name === mirroredSet && this.#disk ? diskReader(this.#disk) : openReader?.(name),
       });
       await agent.run();
     } catch (error) {
       qemu.destroy();
+      link.destroy();
+      throw error;
+    }
+  }
+
+  /**
+   * The agent between link and the disk that QEMU serves. Its connection stays for memory, which refers to the disk,
+   * until QEMU ends its server.
+   */
+  async #rebuildDisk(path: string, link: Duplex): Promise<void> {
+    const { sets, openReader } = this.#around;
+    try {
+      const disk = await connectNbd({ path, exportName });
+      this.#disk = disk;
+      await takeDisk({
+        disk,
+        link,
+        sets: (await sets?.()) ?? [],
+        openReader: async (name) => openReader?.(name),
+      });
+    } catch (error) {
       link.destroy();
       throw error;
     }

@@ -3,6 +3,7 @@
  * everything else only by the few functions that it is given.
  */
 import { rm } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { type AppError, asAppError } from '../model/errors.ts';
@@ -13,12 +14,14 @@ import type {
   MigrationResult,
   VmToMove,
 } from '../model/migration.ts';
-import type { SetIndex, SetName } from '../pages/index.ts';
+import { digestBytes, MemoryIndex, noBlock, type SetIndex, type SetName } from '../pages/index.ts';
 import { delay, type MigrationStatus, type QmpConnection, type QmpEvent } from '../qmp/index.ts';
 import type { Machine } from '../vm/machine.ts';
+import { mirroredSet } from './condensed/disk-frames.ts';
+import { DiskSource } from './condensed/disk-source.ts';
 import { GuestMemory } from './condensed/guest-memory.ts';
 import { SourceAgent, type SourceAgentOptions } from './condensed/source-agent.ts';
-import { noStatistics } from './condensed/statistics.ts';
+import { noStatistics, sumOf } from './condensed/statistics.ts';
 import { type Door, joinStreams, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
 import {
@@ -72,6 +75,8 @@ export interface SourceMigrationOptions {
 
 const undoTimeoutMs = 30_000;
 const journalRetryMs = 1000;
+/** 2 GiB of mirrored content that memory and later writes can refer to; takes about 50 MB when full. */
+const mostMirroredBlocks = 2 ** 19;
 
 export class SourceMigration {
   readonly #vm: VmToMove;
@@ -84,6 +89,10 @@ export class SourceMigration {
   #options: MigrationOptions;
   #doors: Door[] = [];
   #agent: SourceAgent | undefined;
+  #diskAgent: DiskSource | undefined;
+  #mirrored: MemoryIndex | undefined;
+  /** QEMU has ended the mirror. */
+  #isMirrored = false;
   #agentLink: Duplex | undefined;
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
   #isRecovering = false;
@@ -172,7 +181,7 @@ export class SourceMigration {
     this.#options = { ...this.#options, limits };
     if (!this.#machine || !this.#copy) return;
     await setLimits(this.#machine.qmp, this.#limitsOfQemu());
-    await setMirrorSpeed(this.#machine.qmp, mirrorSpeed(limits));
+    await setMirrorSpeed(this.#machine.qmp, mirrorSpeed(this.#limitsOfQemu()));
   }
 
   /** The first state, now or later, that is wanted. */
@@ -290,6 +299,7 @@ export class SourceMigration {
       const opened = await openDoor(path, async (socket) => {
         const session = await this.#around.openSession(purpose, ticket, signal);
         if (purpose === 'memory' && isCondensed) await this.#condense(session, socket);
+        else if (isCondensed) await this.#condenseDisk(session, socket);
         else await joinStreams(socket, session);
       });
       this.#doors.push(opened);
@@ -302,15 +312,16 @@ export class SourceMigration {
       const socketPath = await door('disk');
       await startMirror(qmp, {
         socketPath,
-        speedBytesPerSecond: mirrorSpeed(this.#options.limits),
+        speedBytesPerSecond: mirrorSpeed(this.#limitsOfQemu()),
         wholeDisk: this.#vm.wholeDisk === true,
       });
       // They may have been changed while there was no job to tell.
-      await setMirrorSpeed(qmp, mirrorSpeed(this.#options.limits));
+      await setMirrorSpeed(qmp, mirrorSpeed(this.#limitsOfQemu()));
       await waitUntilMirrored(qmp, {
         signal,
         onProgress: (progress) => {
           this.#tracker.disk(progress);
+          this.#tellCondensed();
           this.#report();
         },
       });
@@ -325,12 +336,13 @@ export class SourceMigration {
       ...(isCondensed && { drain: () => this.#agent?.drain() }),
       onInfo: (info) => {
         this.#tracker.memory(info);
-        if (this.#agent) this.#tracker.condensed(this.#agent.statistics);
+        this.#tellCondensed();
         this.#report();
       },
       whenPaused: async () => {
         this.#tracker.enter('switchover');
         if (isCopied) await finishMirror(qmp, signal);
+        this.#isMirrored = true;
       },
     });
   }
@@ -442,6 +454,49 @@ export class SourceMigration {
     return this.#isCondensed || bandwidthBps === undefined ? others : this.#options.limits;
   }
 
+  /** The mirror's writes, condensed. Resolves when QEMU has taken its leave. */
+  async #condenseDisk(link: Duplex, qemu: Socket): Promise<void> {
+    this.#mirrored = new MemoryIndex({ maxEntries: mostMirroredBlocks });
+    this.#diskAgent = new DiskSource({
+      qemu,
+      link,
+      openIndex: (name) => this.#openIndex(name),
+      mirrored: this.#mirrored,
+      limitBps: () => this.#options.limits.bandwidthBps,
+      statistics: noStatistics(),
+    });
+    await this.#diskAgent.run();
+  }
+
+  #openIndex(name: SetName): Promise<SetIndex | undefined> {
+    return this.#around.openIndex?.(name) ?? Promise.resolve(undefined);
+  }
+
+  /**
+   * What memory may refer to on the destination's disk: as long as the mirror goes on. In post-copy the destination has
+   * closed it to us, and each reference would cost a round trip.
+   */
+  #whatIsMirrored(): SetIndex | undefined {
+    const mirrored = this.#mirrored;
+    if (!mirrored) return undefined;
+    return {
+      entries: mirrored.entries,
+      lookup: async (digests) => {
+        if (this.#isMirrored && this.#options.mode !== 'precopy')
+          return new Uint32Array(digests.length / digestBytes).fill(noBlock);
+        const found = await mirrored.lookup(digests);
+        return found.map((block) => (this.#diskAgent?.isPending(block) ? noBlock : block));
+      },
+      async [Symbol.asyncDispose]() {},
+    };
+  }
+
+  #tellCondensed(): void {
+    const [disk, memory] = [this.#diskAgent?.statistics, this.#agent?.statistics];
+    const statistics = disk && memory ? sumOf(memory, disk) : (memory ?? disk);
+    if (statistics) this.#tracker.condensed(statistics);
+  }
+
   /** Without `qemu` a post-copy goes on, out of the memory alone. Resolves when the destination has everything. */
   async #condense(link: Duplex, qemu?: Duplex): Promise<void> {
     const { process, qmp } = this.#machine!;
@@ -457,7 +512,7 @@ export class SourceMigration {
       memory,
       mode: !qemu ? 'resume' : mode === 'precopy' ? 'precopy' : 'postcopy',
       drainAtOnce: mode === 'postcopy',
-      openIndex: (name) => this.#around.openIndex?.(name) ?? Promise.resolve(undefined),
+      openIndex: async (name) => (name === mirroredSet ? this.#whatIsMirrored() : this.#openIndex(name)),
       limitBps: () => this.#options.limits.bandwidthBps,
       statistics,
     };
@@ -467,13 +522,13 @@ export class SourceMigration {
     try {
       await agent.run();
     } finally {
-      this.#tracker.condensed(agent.statistics);
+      this.#tellCondensed();
       await memory?.[Symbol.asyncDispose]();
     }
   }
 
   async #leave(): Promise<void> {
-    if (this.#agent) this.#tracker.condensed(this.#agent.statistics);
+    this.#tellCondensed();
     if (this.#machine) {
       const { qmp } = this.#machine;
       await qmp.execute('query-migrate').then(

@@ -145,6 +145,8 @@ class Connection {
     socket.on('error', (error) => {
       this.#failure ??= error;
     });
+    // A client that hangs up without taking leave; a socket that allows half-open ones would stay.
+    socket.on('end', () => socket.end());
     socket.on('close', () => onClose(this.#failure));
   }
 

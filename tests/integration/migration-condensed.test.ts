@@ -19,7 +19,10 @@ for (const mode of ['precopy', 'hybrid', 'postcopy'] satisfies MigrationMode[])
     await checked(pair.destination.machine!);
     assert.deepEqual(pair.failures, []);
     assert.equal(result.condensed?.fallback, undefined);
-    assert.equal(result.condensed?.repairedPages, 0);
+    // Few: memory may refer to a block of the disk that the guest writes again at that moment.
+    const { repairedPages, guestBytes } = result.condensed!;
+    assert.ok(repairedPages < guestBytes / 4096 / 100, `${repairedPages} pages were repaired`);
+    assert.ok(result.condensed!.pages.set > 0, 'memory refers to the disk');
     // Much of this guest's memory is random, by its own tests.
     assert.ok(result.condensed!.wireBytes < result.condensed!.guestBytes);
     if (mode !== 'precopy') assert.equal(result.finishedAs, 'postcopy');

@@ -13,7 +13,6 @@
 import type { Duplex } from 'node:stream';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
-import { AppError } from '../../model/errors.ts';
 import type { BlockReader, SetName } from '../../pages/index.ts';
 import {
   AnswerParser,
@@ -37,7 +36,7 @@ import type { GuestRam } from './guest-memory.ts';
 import { type Hello, parseHello, parseLayout } from './handshake.ts';
 import { PageFeed } from './page-feed.ts';
 import { PageSet } from './page-set.ts';
-import { type PageRun, Rebuilder } from './rebuilder.ts';
+import { lostSet, type PageRun, Rebuilder } from './rebuilder.ts';
 
 const compress = promisify(zstdCompress);
 const decompress = promisify(zstdDecompress);
@@ -56,13 +55,6 @@ export interface DestinationAgentOptions {
   /** They are the agent's to dispose of. `undefined` for one that is not sound any more. */
   openReader: (name: SetName) => Promise<BlockReader | undefined>;
 }
-
-/** In the place of a set that was offered and is gone: what refers to it is asked for again. */
-const lostSet: BlockReader = {
-  blockCount: 0,
-  read: () => Promise.reject(new AppError('image_corrupt', 'The reference set is not there any more')),
-  [Symbol.asyncDispose]: () => Promise.resolve(),
-};
 
 export class DestinationAgent {
   readonly #options: DestinationAgentOptions;

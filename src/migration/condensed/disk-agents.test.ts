@@ -174,6 +174,7 @@ test('after a flush the disk at the destination is what QEMU wrote, whatever it 
       // What memory refers to is there, too.
       const digests = digestBlocks(wanted);
       const found = await world.mirrored.lookup(digests);
+      assert.ok(!found.some((block) => world.source.isPending(block)));
       for (const [i, block] of found.entries()) {
         if (block === 0xffff_ffff) continue;
         const there = await world.reader.read(Uint32Array.of(block));

@@ -8,7 +8,7 @@ import { type BlockReader, blockBytes, runsOf, type SetName } from '../../pages/
 import { encodeNumbers, parseDiskHello, parseNumbers, parseRagged, parseZeroes } from './disk-frames.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeJson, frame, protocolVersion } from './frames.ts';
-import { type PageRun, Rebuilder } from './rebuilder.ts';
+import { lostSet, type PageRun, Rebuilder } from './rebuilder.ts';
 
 export interface DiskDestinationOptions {
   /** The export; it stays the caller's. */
@@ -17,7 +17,7 @@ export interface DiskDestinationOptions {
   /** Reference sets that this cloudlet holds. */
   sets: readonly SetName[];
   /** They are the agent's to dispose of. */
-  openReader: (name: SetName) => Promise<BlockReader>;
+  openReader: (name: SetName) => Promise<BlockReader | undefined>;
 }
 
 /** Resolves when the source has ended its side. Whatever breaks it, the link is destroyed. */
@@ -65,7 +65,7 @@ async function begin(
   const opened: BlockReader[] = [];
   for (const name of chosen) {
     if (!sets.includes(name)) throw agentError(`a set that was not offered: ${name}`);
-    opened.push(readers.use(await openReader(name)));
+    opened.push(readers.use((await openReader(name)) ?? lostSet));
   }
   const pages = Math.floor(disk.sizeBytes / blockBytes);
   return new Rebuilder({ pages, sets: [...opened, diskReader(disk)], memory: undefined });

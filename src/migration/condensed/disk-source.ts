@@ -83,6 +83,14 @@ export class DiskSource implements Backend {
     return statistics;
   }
 
+  /**
+   * Whether the destination has yet to say that it has written the block: memory, which goes another way, must not
+   * refer to it before.
+   */
+  isPending(block: number): boolean {
+    return this.#lastBatch.has(block);
+  }
+
   /** Resolves when QEMU has taken its leave. Whatever breaks it, it destroys the link and QEMU's connection. */
   async run(): Promise<void> {
     const { link, qemu } = this.#options;

@@ -35,6 +35,13 @@ export interface Rebuilt {
   missed: number[];
 }
 
+/** In the place of a set that was offered and is gone: what refers to it is asked for again. */
+export const lostSet: BlockReader = {
+  blockCount: 0,
+  read: () => Promise.reject(new AppError('image_corrupt', 'The reference set is not there any more')),
+  [Symbol.asyncDispose]: () => Promise.resolve(),
+};
+
 export class Rebuilder {
   readonly #pages: number;
   readonly #sets: readonly BlockReader[];
