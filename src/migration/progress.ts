@@ -11,11 +11,18 @@ import {
   migrationPhases,
 } from '../model/migration.ts';
 import type { MigrationInfo } from '../qmp/index.ts';
+import { sumOf } from './condensed/statistics.ts';
 import { DirtyMeter } from './dirtying.ts';
 import type { MirrorProgress } from './mirror.ts';
 
 /** The bar ends only when the migration does. */
 const mostBeforeTheEnd = 0.99;
+
+/** What of the two goes condensed. */
+export interface Condensed {
+  memory?: EngineStatistics;
+  disk?: EngineStatistics;
+}
 
 export class ProgressTracker {
   readonly #startedAt: number;
@@ -36,7 +43,7 @@ export class ProgressTracker {
   #endedAt: number | undefined;
   #wasPostcopy = false;
 
-  #condensed: EngineStatistics | undefined;
+  #condensed: Condensed = {};
 
   /** `diskBytes` as far as known before the mirror counts them; `now` in ms. */
   constructor(
@@ -67,9 +74,10 @@ export class ProgressTracker {
     this.#measure();
   }
 
-  condensed(statistics: EngineStatistics): void {
+  /** What the agents of the condensed engine have counted so far. */
+  condensed(statistics: Condensed): void {
     this.#condensed = statistics;
-    if (statistics.postcopyPages > 0) this.#wasPostcopy = true;
+    if (statistics.memory && statistics.memory.postcopyPages > 0) this.#wasPostcopy = true;
   }
 
   /** QEMU itself said that it is in post-copy: one that was asked for may end as pre-copy all the same. */
@@ -115,8 +123,10 @@ export class ProgressTracker {
   get result(): MigrationResult {
     const { ram, ...info } = this.#memory;
     const totalMs = (this.#endedAt ?? this.#now()) - this.#startedAt;
-    const condensed = this.#condensed;
-    const memoryBytes = condensed?.wireBytes ?? ram?.transferred ?? 0;
+    const { memory, disk } = this.#condensed;
+    const condensed = memory && disk ? sumOf(memory, disk) : (memory ?? disk);
+    const memoryBytes = memory?.wireBytes ?? ram?.transferred ?? 0;
+    const diskBytes = disk?.wireBytes ?? this.#disk.doneBytes;
     return {
       totalMs,
       ...(this.#pausedAt !== undefined &&
@@ -125,13 +135,13 @@ export class ProgressTracker {
       setupMs: info['setup-time'] ?? 0,
       rounds: ram?.['dirty-sync-count'] ?? 0,
       memoryBytes,
-      diskBytes: this.#disk.doneBytes,
+      diskBytes,
       zeroPages: ram?.duplicate ?? 0,
       dirtyBps: this.#dirtying.meanBps,
       maxDirtyBps: this.#dirtying.maxBps,
-      rateBps: Math.round(((memoryBytes + this.#disk.doneBytes) * 8000) / Math.max(1, totalMs)),
+      rateBps: Math.round(((memoryBytes + diskBytes) * 8000) / Math.max(1, totalMs)),
       throttlePercent: this.#throttlePercent,
-      pageRequests: condensed?.requestedPages ?? ram?.['postcopy-requests'] ?? 0,
+      pageRequests: memory?.requestedPages ?? ram?.['postcopy-requests'] ?? 0,
       finishedAs: this.#wasPostcopy ? 'postcopy' : 'precopy',
       ...(condensed && { condensed }),
       ...(this.#costThere && { destination: this.#costThere }),

@@ -21,7 +21,7 @@ import { mirroredSet } from './condensed/disk-frames.ts';
 import { DiskSource } from './condensed/disk-source.ts';
 import { GuestMemory } from './condensed/guest-memory.ts';
 import { SourceAgent, type SourceAgentOptions } from './condensed/source-agent.ts';
-import { noStatistics, sumOf } from './condensed/statistics.ts';
+import { noStatistics } from './condensed/statistics.ts';
 import { type Door, joinStreams, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
 import {
@@ -492,9 +492,8 @@ export class SourceMigration {
   }
 
   #tellCondensed(): void {
-    const [disk, memory] = [this.#diskAgent?.statistics, this.#agent?.statistics];
-    const statistics = disk && memory ? sumOf(memory, disk) : (memory ?? disk);
-    if (statistics) this.#tracker.condensed(statistics);
+    const [memory, disk] = [this.#agent?.statistics, this.#diskAgent?.statistics];
+    this.#tracker.condensed({ ...(memory && { memory }), ...(disk && { disk }) });
   }
 
   /** Without `qemu` a post-copy goes on, out of the memory alone. Resolves when the destination has everything. */
