@@ -71,7 +71,7 @@ test('every step of the source that changes something says how it is undone, by 
   // The address that was next goes, the one that was served stays.
   assert.deepEqual(undoes.slice(1), [
     { kind: 'guest', step: { name: 'finish', next: last, last: next, mtu: 1500 } },
-    { kind: 'guest', step: { name: 'join', next: last, last: next, waitMs: 10_000 } },
+    { kind: 'guest', step: { name: 'join', next: last, last: next, waitMs: 15_000 } },
   ]);
 });
 

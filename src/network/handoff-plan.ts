@@ -65,7 +65,7 @@ export interface HandoffPlan {
 /** Full frames; what a LAN carries. */
 export const lanMtu = 1500;
 /** For all peers to come to the next address: three tries of each, as a peer gives one up after about 3 s. */
-export const joinWaitMs = 10_000;
+export const joinWaitMs = 15_000;
 
 export function planSource(handoff: Handoff): HandoffPlan {
   const { continuity, tunnel, last, next } = handoff;
