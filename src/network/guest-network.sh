@@ -7,6 +7,7 @@
 #   prepare NEW OLD MTU     NEW gets its address; each address leaves by its own interface; OLD serves as before
 #   join NEW OLD SECONDS    tells every MPTCP peer of NEW, waits until all have joined there, then drops OLD
 #   finish NEW OLD MTU      NEW serves alone; the interface of OLD waits, without address
+#   take NEW [MAC]          NEW serves, whatever there was before, and the interface MAC waits: for a guest that is a copy
 #   forget ADDRESS          ends the subflows to an address that a peer has left, where the peer has another
 #   status                  interfaces, endpoints, subflows
 set -u
@@ -161,6 +162,23 @@ finish() {
   echo "{\"device\":\"$new_device\"}"
 }
 
+# clear DEVICE: no address, route or rule of ours is left of it.
+clear() {
+  table=$(table_of "$1")
+  while $ip rule del lookup "$table" 2>/dev/null; do :; done
+  $ip route flush table "$table" 2>/dev/null
+  $ip -4 address flush dev "$1" scope global
+}
+
+take() {
+  clear "$new_device"
+  [ -z "${1-}" ] || { place idle "$1,0/0,0/0,0" && clear "$idle_device"; }
+  $ip link set dev "$new_device" up
+  $ip address add "$new_with_prefix" dev "$new_device" || fail "cannot take $new_address"
+  $ip route replace default via "$new_gateway" dev "$new_device" onlink
+  echo "{\"device\":\"$new_device\"}"
+}
+
 forget() {
   case $1 in *[!0-9.]* | '') fail "$1 is no address" 64 ;; esac
   for token in $(ss -tniOH dst "$1" 2>/dev/null | sed -n 's/.* token:[0-9a-f]*([^)]*)\/\([0-9a-f]*\)(.*/\1/p' | sort -u); do
@@ -197,6 +215,7 @@ case ${1-} in
     [ $# -eq 4 ] || fail "$1 wants NEW OLD and a number" 64
     place new "$2" && place old "$3" && "$1" "$4"
     ;;
+  take) place new "${2-}" && take "${3-}" ;;
   forget) forget "${2-}" ;;
   status) status ;;
   *) fail "unknown step '${1-}'" 64 ;;

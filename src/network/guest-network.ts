@@ -15,6 +15,8 @@ export type GuestStep =
   | { name: 'prepare' | 'finish'; next: GuestPlace; last: GuestPlace; mtu: number }
   /** Waits for the peers of all connections, no longer than `waitMs`. */
   | { name: 'join'; next: GuestPlace; last: GuestPlace; waitMs: number }
+  /** Of a guest whose memory came from another; `idleMac`: of the interface that waits. */
+  | { name: 'take'; next: GuestPlace; idleMac?: string }
   | { name: 'forget'; address: string }
   | { name: 'status' };
 
@@ -66,6 +68,8 @@ function argumentsOf(step: GuestStep): string[] {
       return [word(step.next), word(step.last), String(step.mtu)];
     case 'join':
       return [word(step.next), word(step.last), String(Math.ceil(step.waitMs / 1000))];
+    case 'take':
+      return [word(step.next), ...(step.idleMac === undefined ? [] : [step.idleMac])];
     case 'forget':
       return [step.address];
     case 'status':

@@ -15,7 +15,7 @@ import type { Continuity } from '../../src/model/vm.ts';
 import { type Command, MptcpDevice, monitorLines, mptcpMonitorCommand } from '../../src/network/index.ts';
 import { run } from '../../src/vm/run.ts';
 import { booted, done, EventRecorder, patienceMs, sh, until } from './lab-vm.ts';
-import { type Line, labName, lineOf, probe, probeMptcp, skip } from './lab-world.ts';
+import { type Line, labName, lineOf, ping, probe, probeMptcp, skip } from './lab-world.ts';
 
 const options = { skip, timeout: 1_200_000 };
 const servers = readFileSync(path.resolve(import.meta.dirname, '../../src/lab/probes/servers.py'));
@@ -155,4 +155,23 @@ test('an MPTCP connection goes on while device and VM walk there and back', opti
   const { brokenBy, verifiedBytes, longestGap } = await end(one);
   assert.equal(brokenBy, undefined);
   console.log(JSON.stringify({ verifiedBytes, longestGap }));
+});
+
+test('plain TCP outlives the move of the VM there and back over a stretched LAN', options, async () => {
+  const address = await addressOf(c1);
+  const one = stream(address, 'tcp');
+  await flows(one);
+  await handOff(c1, c2, 'stretch');
+  await flows(one);
+  assert.equal(await addressOf(c2), address);
+  // From the LAN there the way leads straight to it.
+  await lab.move('phone', { to: 'c2' });
+  const straight = await ping(lab, 'phone', address, '-c', '5', '-i', '0.5');
+  assert.ok(straight.received > 0, JSON.stringify(straight));
+  await lab.move('phone', { to: 'c1' });
+  await flows(one);
+  await handOff(c2, c1, 'stretch');
+  await flows(one);
+  assert.equal((await end(one)).brokenBy, undefined);
+  assert.deepEqual([await tunnelsAt('c1'), await tunnelsAt('c2')], [[], []]);
 });

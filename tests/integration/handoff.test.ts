@@ -29,6 +29,7 @@ import {
   planGuard,
   planGuardRemoval,
   planSource,
+  requireDone,
   tapName,
 } from '../../src/network/index.ts';
 import type { Machine } from '../../src/vm/machine.ts';
@@ -313,6 +314,26 @@ test(
     assert.ok(subflows.every(({ local }) => local === `${hostOf(last)}:${port}`));
     assert.deepEqual(await devicesOfBoth(), [[], []]);
     await finish(client);
+  },
+);
+
+test(
+  'a guest that is a copy takes an address of its own, and forgets the one in its memory',
+  options,
+  async () => {
+    const take = async (place: Place) => {
+      const step = { name: 'take', next: { ...place, mac: macs[0] }, idleMac: macs[1] } as const;
+      const { argv, input } = guestRequest(step);
+      requireDone('take', await inGuest(argv, input));
+      const { interfaces } = await status();
+      assert.deepEqual(
+        interfaces.map(({ addresses }) => addresses),
+        [[place.address], []],
+      );
+      assert.ok((await ping(lab, 'c2', hostOf(place), '-c', '3')).received > 0);
+    };
+    await take(placeAt('c1', 77));
+    await take(placeAt('c1', 10));
   },
 );
 

@@ -6,8 +6,8 @@ import { mkdir, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
-import type { Accelerator, ImageRecord, Storage, VmSpec } from '../../model/vm.ts';
-import type { Taps } from '../../network/index.ts';
+import type { Accelerator, Attachment, ImageRecord, Storage, VmSpec } from '../../model/vm.ts';
+import { guestRequest, requireDone, type Taps } from '../../network/index.ts';
 import { backupDisk } from '../../vm/backup.ts';
 import { copyDisk, createBlankDisk, createDisk } from '../../vm/disks.ts';
 import { checkSpec, type Host, type HostFacts } from '../../vm/host.ts';
@@ -33,6 +33,7 @@ export interface Runnable {
   id: Uuid;
   name: string;
   spec: VmSpec;
+  attachment?: Attachment;
 }
 
 /** A VM whose vCPUs run. */
@@ -214,6 +215,7 @@ export class Runner {
       const macs = vm.spec.nets.map((net, index) => ({ from: identity.from.nets[index]!.mac, to: net.mac }));
       const own = { hostname: vm.spec.seed.hostname, machineId: vm.id.replaceAll('-', ''), macs };
       await changeIdentity(machine.agent, own, { signal });
+      await takeAddress(machine, vm, signal);
       await setLinks(machine, true);
       await renewLeases(machine.agent, { signal });
     });
@@ -341,4 +343,18 @@ export class Runner {
       { wantedBytes: vm.spec.memoryBytes, freeBytes: Math.max(0, freeBytes) },
     );
   }
+}
+
+/** The memory of another VM brings that one's address with it. */
+async function takeAddress(
+  machine: Machine,
+  { spec, attachment }: Runnable,
+  signal: AbortSignal,
+): Promise<void> {
+  if (!attachment) return;
+  const { serving, waiting, place } = attachment;
+  const next = { ...place, mac: spec.nets[serving]!.mac };
+  const idleMac = waiting === undefined ? undefined : spec.nets[waiting]!.mac;
+  const step = { name: 'take', next, ...(idleMac === undefined ? {} : { idleMac }) } as const;
+  requireDone('take', await machine.agent.exec({ ...guestRequest(step), signal }));
 }

@@ -166,8 +166,8 @@ export class VmService {
     await this.#runner.check(spec);
     // It may have been removed meanwhile; from here on the record keeps it.
     this.#snapshots.get(snapshot.id);
-    const managed = this.#registry.add({
-      ...newRecord(request.name, spec),
+    const managed = this.#addAttached({
+      ...newRecord(request.name, spec, request.continuity),
       origin: { kind: 'snapshot', snapshotId: snapshot.id },
     });
     const captured = capturedIn(this.#paths.snapshot(snapshot.id));
@@ -199,10 +199,11 @@ export class VmService {
       this.#registry.require(original, 'clone');
     }
     const spec = identity === 'keep' ? record.spec : withNewIdentity(record.spec, request.name);
-    const clone = this.#registry.add({
-      ...newRecord(request.name, spec),
+    const made: VmRecord = {
+      ...newRecord(request.name, spec, record.continuity),
       origin: { kind: 'clone', vmId: record.id },
-    });
+    };
+    const clone = identity === 'keep' ? this.#registry.add(made) : this.#addAttached(made);
     const undo = () => this.#discard(clone);
     return this.#operate(clone, 'vm.clone', { to: 'creating', undo, also: original }, async (work) => {
       if (!machine) {
