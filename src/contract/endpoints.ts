@@ -70,6 +70,7 @@ export const endpoints = {
   reportDevice: { method: 'POST', path: '/v1/device/reports' },
   streamDeviceEvents: { method: 'GET', path: '/v1/device/events' },
   askNearness: { method: 'POST', path: '/v1/nearness' },
+  startFreshVm: { method: 'POST', path: '/v1/fresh-vms' },
   getPlacement: { method: 'GET', path: '/v1/vms/{vm}/placement' },
   listDecisions: { method: 'GET', path: '/v1/decisions' },
   getDecision: { method: 'GET', path: '/v1/decisions/{decision}' },

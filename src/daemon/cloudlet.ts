@@ -202,6 +202,7 @@ export class Cloudlet implements AsyncDisposable {
       registry: this.#registry,
       fleet: this.fleet,
       migrations: () => this.migrations,
+      vms: () => this.vms,
       log,
     });
     this.linkLimits = new LinkLimits(store, config.migrationBandwidthBps);

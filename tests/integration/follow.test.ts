@@ -3,7 +3,8 @@
  * devices tell of their LANs and RTTs themselves, and nothing is pinged. The lab's tests have the real distances.
  */
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
+import path from 'node:path';
 import { after, before, test } from 'node:test';
 import type { LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { MiB } from '../../src/model/units.ts';
@@ -186,6 +187,54 @@ test('a drained cloudlet gives the VM to the cloudlet that is nearest to its dev
   );
   assert.deepEqual(places.flat(), ['web']);
 });
+
+test(
+  'where a migration would serve worse, a fresh VM begins there and the old one ends',
+  options,
+  async () => {
+    const at = (await two.viper.listVms({ query: {} })).items.length > 0 ? two : one;
+    const to = at === one ? two : one;
+    const config = path.join(at.directory, 'config.json');
+    const before = JSON.parse(await readFile(config, 'utf8'));
+    // Every RTT counts as beyond what users bear.
+    const strict = {
+      ...before.follow,
+      cooldownMs: 0,
+      freshService: 'act',
+      crispRttMs: 0.001,
+      annoyingRttMs: 0.002,
+    };
+    await at.stop();
+    await writeFile(config, JSON.stringify({ ...before, follow: strict }));
+    await at.start();
+    await until(
+      'a neighbour',
+      () => at.viper.listNeighbours(),
+      ({ items }) =>
+        items.some(({ cloudletId, standing }) => cloudletId === to.id && standing === 'neighbour'),
+    );
+    const [old] = (await at.viper.listVms({ query: {} })).items;
+    await reportFrom(at, at);
+    await reportFrom(to, at);
+    const decision = await until(
+      'the decision and what came of it',
+      async () => (await decisionsAt(at)).at(-1),
+      (each) => each?.outcome === 'fresh' && each.result !== undefined,
+    );
+    assert.equal(decision?.result?.moved, true, decision?.result?.message);
+    await until(
+      'the end of the old one',
+      async () => (await at.viper.listVms({ query: {} })).items.length === 0,
+    );
+    const [fresh] = (await to.viper.listVms({ query: {} })).items;
+    assert.equal(fresh?.name, 'web');
+    assert.notEqual(fresh?.id, old?.id);
+    const { device } = await reportFrom(to, to);
+    assert.deepEqual([device.vm?.id, device.vmIsHere], [fresh?.id, true]);
+    await using there = await deviceAt(at);
+    assert.equal((await there.getOwnDevice()).device.vmAt?.url, to.url);
+  },
+);
 
 test(
   'who is put out of the fleet by its founder is out everywhere, and no neighbour any more',

@@ -2,6 +2,7 @@
 import { Type } from 'typebox';
 import { decisionOutcomes, triggerKinds } from '../../model/follow.ts';
 import { Body, Bytes, Digest, Exact, Mac, Name, OneOf, Page, Time, Uuid } from './basics.ts';
+import { Hardware, Seed } from './vms.ts';
 
 const Ms = Type.Number({ minimum: 0 });
 const Address = Type.String({ pattern: '^[0-9a-fA-F:.]{2,39}$', description: 'IPv4 or IPv6.' });
@@ -134,6 +135,17 @@ export const HandOver = Exact({
     expiresAt: Type.Optional(Time),
   }),
 });
+
+const { vmId: _, ...handedOver } = HandOver.properties;
+/** A fresh VM for a device, in place of one that would come too slowly. */
+export const FreshVm = Exact({
+  name: Name,
+  image: Digest,
+  hardware: Hardware,
+  seed: Seed,
+  device: Exact({ id: Uuid, ...handedOver }),
+});
+export const StartedFreshVm = Exact({ vmId: Uuid });
 
 /** Asked by the cloudlet that has the VM of a device. */
 export const AskNearness = Exact({

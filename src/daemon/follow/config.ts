@@ -22,6 +22,8 @@ export const FollowConfigFile = Exact({
   neighbourRttMs: Ms,
   improvementMs: Ms,
   improvementRatio: Share,
+  crispRttMs: Ms,
+  annoyingRttMs: Ms,
   /** Between two rounds of probes to the neighbours. */
   measureEveryMs: Type.Optional(Type.Integer({ minimum: 1000, maximum: 3_600_000 })),
   /** Between two probes to a device. */

@@ -161,21 +161,21 @@ export class Devices {
     await fleet.client.fetch(peer, `/v1/devices/${device.id}/handover`, { method: 'PUT', json: body });
   }
 
-  /** Takes a device that a peer gives over. Errors: `too_many`, `forbidden`. */
-  takeOver(id: Uuid, handOver: HandOver, from: { cloudletId: Uuid }): void {
+  /** Takes a device that a peer gives over; `freshVmId` is a VM that was started here for it. Errors: `too_many`, `forbidden`. */
+  takeOver(id: Uuid, handOver: HandOver, from: { cloudletId: Uuid }, freshVmId?: Uuid): void {
     const { store, credentials, fleet, registry } = this.#options;
     const known = this.#byId.get(id);
     if (!known && this.#byId.size >= maxDevices)
       throw new AppError('too_many', `${maxDevices} devices are registered`, { limit: maxDevices });
     // What is here is not theirs to change.
-    if (
-      registry
-        .all()
-        .some(({ record }) => record.id === (known?.vmId ?? handOver.vmId) && record.state !== 'arriving')
-    )
-      throw new AppError('forbidden', `The VM of device '${handOver.name}' is here already`, {
-        wanted: ['its cloudlet'],
-      });
+    const isHere = (vmId: Uuid | undefined): boolean =>
+      vmId !== undefined &&
+      vmId !== freshVmId &&
+      registry.all().some(({ record }) => record.id === vmId && record.state !== 'arriving');
+    if (isHere(known?.vmId) || isHere(handOver.vmId)) {
+      const message = `The VM of device '${handOver.name}' is here already`;
+      throw new AppError('forbidden', message, { wanted: ['the cloudlet that has the VM'] });
+    }
     const { name, vmId, macs, addresses, createdAt, credential } = handOver;
     const peer = fleet.directory.get(from.cloudletId);
     store.transact(() => {

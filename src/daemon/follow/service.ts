@@ -22,9 +22,11 @@ import type { MigrationCompanion, MigrationService, MigrationStart } from '../mi
 import type { Operations } from '../operations.ts';
 import type { Page, PageRequest, Store } from '../store/index.ts';
 import type { Managed, VmRegistry } from '../vms/registry.ts';
+import type { VmService } from '../vms/service.ts';
 import { DeviceWatch } from './device-watch.ts';
 import { type DeviceReport, Devices } from './devices.ts';
 import { Echo } from './echo.ts';
+import { askForFresh, freshVmFor } from './fresh-service.ts';
 import { LoadWatch } from './load-watch.ts';
 import { NearnessDesk } from './nearness.ts';
 import { Neighbours } from './neighbours.ts';
@@ -43,6 +45,7 @@ export interface FollowOptions {
   registry: VmRegistry;
   fleet: Fleet;
   migrations: () => MigrationService;
+  vms: () => VmService;
   log: FastifyBaseLogger;
 }
 
@@ -317,10 +320,11 @@ export class Follow implements MigrationCompanion {
 
   /** Does what was decided; gives whether a migration was started. */
   async act(decision: Decision, managed: Managed): Promise<{ moved: boolean }> {
-    const { migrations, operations, events } = this.#options;
+    const { migrations, operations, events, config } = this.#options;
     const { outcome, target, device } = decision;
     if (outcome === 'stay' || !target) return { moved: false };
     if (outcome === 'fresh') {
+      if (device && config.follow.freshService === 'act') return this.#replace(decision, managed, device.id);
       const data = {
         deviceId: device?.id,
         cloudletId: target.id,
@@ -351,6 +355,27 @@ export class Follow implements MigrationCompanion {
       // What was tried counts as moved, so that it is not tried again before the cool-down is over.
       return { moved: true };
     }
+  }
+
+  /** A fresh VM there, and then the end of the one here. */
+  async #replace(decision: Decision, managed: Managed, deviceId: Uuid): Promise<{ moved: boolean }> {
+    const { fleet, credentials, vms } = this.#options;
+    const { vm } = decision;
+    const target = fleet.directory.get(decision.target!.id);
+    const body = freshVmFor(managed.record, this.devices.find(deviceId), credentials);
+    if (!target || !body) return { moved: false };
+    try {
+      const vmId = await askForFresh(fleet, target.id, body);
+      const vmAt = { cloudletId: target.id, name: target.name, url: target.url };
+      const device = this.devices.put({ ...this.devices.find(deviceId), vmId, vmAt });
+      this.#tellDevice('device.vm-moved', device, vm.id, target);
+      vms().delete(vm.id, { force: true });
+      const message = `A fresh VM '${vm.name}' serves at ${target.name}; the one here ends`;
+      this.#keep({ ...decision, acted: true, result: { moved: true, message } });
+    } catch (error) {
+      this.#keep({ ...decision, acted: true, result: { moved: false, message: asAppError(error).message } });
+    }
+    return { moved: true };
   }
 
   #keep(decision: Decision): void {

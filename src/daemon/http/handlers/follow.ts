@@ -1,6 +1,7 @@
 import { AppError } from '../../../model/errors.ts';
 import type { Cloudlet } from '../../cloudlet.ts';
 import type { Principal } from '../../credentials.ts';
+import { startFresh } from '../../follow/fresh-service.ts';
 import { viewOfGroups, wireguardOf } from '../../follow/groups.ts';
 import { streamEvents } from '../event-stream.ts';
 import type { Handlers } from '../server.ts';
@@ -21,6 +22,7 @@ type Names =
   | 'reportDevice'
   | 'streamDeviceEvents'
   | 'askNearness'
+  | 'startFreshVm'
   | 'getPlacement'
   | 'listDecisions'
   | 'getDecision'
@@ -82,6 +84,8 @@ export const followHandlers = (cloudlet: Cloudlet): Handlers<Names> => {
     },
 
     askNearness: ({ body }) => follow.desk.answer(body, cloudlet.closing),
+    startFreshVm: ({ body, caller }) =>
+      startFresh({ ...cloudlet, devices }, body, { cloudletId: cloudletOf(caller!) }),
     getPlacement: ({ params }) => follow.placement(params.vm),
     listDecisions: ({ query }) => follow.decisions(query),
     getDecision: ({ params }) => follow.decision(params.decision),
