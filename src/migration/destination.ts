@@ -51,6 +51,8 @@ export interface DestinationSurroundings {
   /** Reference sets that this cloudlet holds, and their blocks. */
   sets?: () => Promise<SetName[]>;
   openReader?: (name: SetName) => Promise<BlockReader | undefined>;
+  /** The source keeps the memory of the VM, whose pages have these digests; see `DestinationAgentOptions`. */
+  remember?: (digests: Buffer) => void;
   /** Removes what `make` made and reserved; QEMU has ended. Nothing there is no error. */
   discard: () => Promise<void>;
   onState?: (state: DestinationState) => void;
@@ -181,6 +183,7 @@ export class DestinationMigration {
         sets: [...((await sets?.()) ?? []), ...(this.#disk ? [mirroredSet] : [])],
         openReader: async (name) =>
           name === mirroredSet && this.#disk ? diskReader(this.#disk) : openReader?.(name),
+        remember: this.#around.remember,
       });
       await agent.run();
     } catch (error) {

@@ -1,4 +1,5 @@
 /** The room's door: both sides of a migration, what they say to each other, pre-flight and forecast. */
+export type { GuestRam } from './condensed/guest-memory.ts';
 export * from './destination.ts';
 export {
   absentDestination,

@@ -6,7 +6,7 @@ import { rm } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
-import { type AppError, asAppError } from '../model/errors.ts';
+import { AppError, asAppError } from '../model/errors.ts';
 import type {
   MigrationLimits,
   MigrationOptions,
@@ -19,7 +19,7 @@ import { delay, type MigrationStatus, type QmpConnection, type QmpEvent } from '
 import type { Machine } from '../vm/machine.ts';
 import { mirroredSet } from './condensed/disk-frames.ts';
 import { DiskSource } from './condensed/disk-source.ts';
-import { GuestMemory } from './condensed/guest-memory.ts';
+import { GuestMemory, type GuestRam } from './condensed/guest-memory.ts';
 import { SourceAgent, type SourceAgentOptions } from './condensed/source-agent.ts';
 import { noStatistics } from './condensed/statistics.ts';
 import { type Door, joinStreams, openDoor } from './doors.ts';
@@ -54,6 +54,8 @@ export interface SourceSurroundings {
   openSession: (purpose: SessionPurpose, ticket: Ticket, signal: AbortSignal) => Promise<Duplex>;
   /** The index of a reference set that the destination holds; `undefined` when it is not known here. */
   openIndex?: (name: SetName) => Promise<SetIndex | undefined>;
+  /** Keeps the memory of the VM, which has left, for its way back. Missing where nothing is kept. */
+  keepMemory?: ((ram: GuestRam) => Promise<void>) | undefined;
   /** Removes the VM from this cloudlet, its files first of all; its QEMU has ended. Gone already is no error. */
   discard: () => Promise<void>;
   onState?: (state: SourceState) => void;
@@ -429,8 +431,12 @@ export class SourceMigration {
     try {
       await this.#closeDoors();
       if (this.#isCondensed) {
-        this.#condense(await this.#around.openSession('memory', ticket, signal)).catch(() => {
+        const link = await this.#around.openSession('memory', ticket, signal);
+        // At once: a wish that is repeated meanwhile must find it at work.
+        this.#agentLink = link;
+        this.#condense(link).catch(() => {
           // The destination notices, and asks again.
+          link.destroy();
         });
         return;
       }
@@ -499,7 +505,8 @@ export class SourceMigration {
   /** Without `qemu` a post-copy goes on, out of the memory alone. Resolves when the destination has everything. */
   async #condense(link: Duplex, qemu?: Duplex): Promise<void> {
     const { process, qmp } = this.#machine!;
-    const statistics = noStatistics();
+    this.#agentLink = link;
+    const statistics = this.#agent?.statistics ?? noStatistics();
     const { mode } = this.#options;
     const memory = await GuestMemory.open(process.pid, qmp).catch((error) => {
       statistics.fallback = asAppError(error).message;
@@ -512,17 +519,29 @@ export class SourceMigration {
       mode: !qemu ? 'resume' : mode === 'precopy' ? 'precopy' : 'postcopy',
       drainAtOnce: mode === 'postcopy',
       openIndex: async (name) => (name === mirroredSet ? this.#whatIsMirrored() : this.#openIndex(name)),
+      keeps: memory !== undefined && this.#around.keepMemory !== undefined,
       limitBps: () => this.#options.limits.bandwidthBps,
       statistics,
     };
     const agent = new SourceAgent(options);
     this.#agent = agent;
-    this.#agentLink = link;
     try {
       await agent.run();
     } finally {
       this.#tellCondensed();
       await memory?.[Symbol.asyncDispose]();
+    }
+  }
+
+  /** What cannot be kept costs bytes on the way back, and nothing now. */
+  async #keepMemory({ process, qmp }: Machine): Promise<void> {
+    const { keepMemory } = this.#around;
+    if (!keepMemory) return;
+    try {
+      await using memory = await GuestMemory.open(process.pid, qmp);
+      await keepMemory(memory);
+    } catch (error) {
+      if (!(error instanceof AppError)) throw error;
     }
   }
 
@@ -534,6 +553,7 @@ export class SourceMigration {
         (info) => this.#tracker.memory(info),
         () => {},
       );
+      if (this.#isCondensed) await this.#keepMemory(this.#machine);
       await this.#machine.kill();
     }
     await this.#copy?.done;

@@ -10,6 +10,8 @@ import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing }
 import { type HalfParts, narrate } from './half.ts';
 import type { DestinationRecord } from './record.ts';
 
+/** To sort the digests of all pages into an index. */
+const rememberTimeoutMs = 120_000;
 /** To make the disk and start a QEMU. */
 const makeTimeoutMs = 120_000;
 
@@ -104,6 +106,12 @@ export function makeDestination(
       make,
       sets: () => references.setsFor(vmOfSets),
       openReader: (name) => references.openBlocks(vmOfSets, name),
+      remember: (digests) => {
+        references.kept.remember(vm.id, digests, AbortSignal.timeout(rememberTimeoutMs)).catch((error) => {
+          // The way back will cost more, and that is all.
+          parts.log.warn({ err: error, vmId: vm.id }, 'what the VM left behind is not remembered');
+        });
+      },
       discard: async () => {
         if (arriving && registry.holds(arriving)) await vms.forget(arriving);
         await networks.destination.drop(id);

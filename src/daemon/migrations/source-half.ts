@@ -4,6 +4,7 @@ import { setImmediate } from 'node:timers/promises';
 import { SourceMigration } from '../../migration/source.ts';
 import { isSourceOver, type SourceState } from '../../migration/source-machine.ts';
 import type { MigrationProgress, MigrationResult } from '../../model/migration.ts';
+import { keepMemory } from '../references/keep.ts';
 import type { Managed } from '../vms/registry.ts';
 import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtSource, isSourceInDoubt } from './doubt.ts';
@@ -83,6 +84,7 @@ export function makeSource(
         return session;
       },
       openIndex: (name) => references.openIndex(vmOfSets, name),
+      keepMemory: references.kept.isOn ? (ram) => keepMemory(references.kept, vm.id, ram) : undefined,
       discard: async () => {
         // The destination has a disk of its own now; one that both open stays, for it is the VM's.
         if (managed && options.storage === 'copied') await runner.removeSharedDisk(managed.record);

@@ -46,6 +46,10 @@ export class KeptMemory {
     this.#quotaBytes = quotaBytes;
   }
 
+  get isOn(): boolean {
+    return this.#quotaBytes > 0;
+  }
+
   /**
    * Begins to keep the memory of a VM that has left. `pageCount`: of all its RAM. Undefined where nothing is kept.
    * What was kept of the VM before goes when the new is whole.

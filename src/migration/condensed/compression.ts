@@ -30,7 +30,6 @@ export class Compressor {
   #speed = 0;
   #ratio = 0.5;
   #plainInRow = 0;
-  cpuMs = 0;
   readonly #mode: CompressionMode;
 
   constructor(mode: CompressionMode = 'adaptive') {
@@ -38,25 +37,24 @@ export class Compressor {
   }
 
   /** `linkSpeed` in bytes per second; `undefined` when not measured yet. */
-  async squeeze(bytes: Buffer, linkSpeed: number | undefined): Promise<Squeezed> {
+  async squeeze(bytes: Buffer, linkSpeed: number | undefined): Promise<Squeezed & { tookMs: number }> {
     const pays =
       this.#mode === 'always' || (this.#mode === 'adaptive' && this.#pays(bytes.length, linkSpeed));
     if (!pays) {
       this.#plainInRow += 1;
-      return { compressed: false, bytes };
+      return { compressed: false, bytes, tookMs: 0 };
     }
     this.#plainInRow = 0;
     const startedAt = performance.now();
     const squeezed = await compress(bytes, { params: { [constants.ZSTD_c_compressionLevel]: level } });
     const ms = performance.now() - startedAt;
-    this.cpuMs += ms;
     if (bytes.length > smallBytes) {
       const speed = (bytes.length * 1000) / Math.max(0.01, ms);
       this.#speed = this.#speed === 0 ? speed : smooth(this.#speed, speed);
       this.#ratio = smooth(this.#ratio, squeezed.length / bytes.length);
     }
-    if (squeezed.length >= bytes.length) return { compressed: false, bytes };
-    return { compressed: true, bytes: squeezed };
+    if (squeezed.length >= bytes.length) return { compressed: false, bytes, tookMs: ms };
+    return { compressed: true, bytes: squeezed, tookMs: ms };
   }
 
   #pays(bytes: number, linkSpeed: number | undefined): boolean {

@@ -64,9 +64,9 @@ export class Condenser {
     const encoded = this.#turn.then(() => this.#encode(batch, options.plain ?? false));
     this.#turn = encoded.catch(() => {});
     const { body, digest } = await encoded.finally(options.onTaken);
-    const squeezed = await this.#compressor.squeeze(body, this.#options.linkSpeed());
-    const { statistics } = this.#options;
-    statistics.cpuMs.compress = this.#compressor.cpuMs;
+    const { statistics, linkSpeed } = this.#options;
+    const squeezed = await this.#compressor.squeeze(body, linkSpeed());
+    statistics.cpuMs.compress += squeezed.tookMs;
     const head = Buffer.alloc(5);
     head[0] = Number(squeezed.compressed);
     head.writeUInt32BE(body.length, 1);

@@ -13,7 +13,7 @@
 import type { Duplex } from 'node:stream';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
-import type { BlockReader, SetName } from '../../pages/index.ts';
+import { type BlockReader, digestBlocks, digestBytes, type SetName } from '../../pages/index.ts';
 import {
   AnswerParser,
   askReceivedBitmap,
@@ -54,6 +54,11 @@ export interface DestinationAgentOptions {
   sets: readonly SetName[];
   /** They are the agent's to dispose of. `undefined` for one that is not sound any more. */
   openReader: (name: SetName) => Promise<BlockReader | undefined>;
+  /**
+   * The source keeps the memory of the VM: these are the digests of its pages (32 bytes each, zeroes for pages of
+   * zeroes), by the numbers that both ends have for them. Called when all of it is here.
+   */
+  remember?: ((digests: Buffer) => void) | undefined;
 }
 
 export class DestinationAgent {
@@ -70,6 +75,8 @@ export class DestinationAgent {
   #missing = new PageSet(0);
   #asked = new PageSet(0);
   #tail: Buffer | undefined;
+  /** Of what came, if it is to be remembered. */
+  #digests: Buffer | undefined;
   /** The block of QEMU's last request. */
   #block = -1;
   /** While a post-copy is resumed: QEMU's bitmaps, and its word that it goes on. */
@@ -160,6 +167,7 @@ export class DestinationAgent {
     this.#rebuilder = new Rebuilder({ pages: table.pages, sets: this.#readers, memory });
     this.#feed = new PageFeed(qemu, sectionId, table);
     if (mode === 'resume') return this.#resume(table, sectionId);
+    if (this.#hello!.keeps && this.#options.remember) this.#digests = Buffer.alloc(table.pages * digestBytes);
     if (!this.#opening) throw agentError('blocks before the opening');
     await this.#feed.write(this.#opening);
     if (mode === 'postcopy')
@@ -169,6 +177,7 @@ export class DestinationAgent {
 
   async #take(body: Buffer): Promise<void> {
     const { runs, missed } = await this.#rebuilder!.rebuild(body);
+    this.#note(runs);
     if (this.#state === 'filling') {
       for (const { page, count } of runs)
         for (let each = page; each < page + count; each++) this.#missing.delete(each);
@@ -179,6 +188,15 @@ export class DestinationAgent {
     }
     if (missed.length > 0) this.#ask(missed, true);
     await this.#perhapsFinish();
+  }
+
+  #note(runs: readonly PageRun[]): void {
+    const digests = this.#digests;
+    if (!digests) return;
+    for (const { page, count, content } of runs) {
+      if (content) digestBlocks(content).copy(digests, page * digestBytes);
+      else digests.fill(0, page * digestBytes, (page + count) * digestBytes);
+    }
   }
 
   /** Each page once. */
@@ -231,6 +249,7 @@ export class DestinationAgent {
     await feed.write(this.#state === 'lacking' ? eof() : this.#tail!);
     this.#state = 'done';
     this.#options.link.end();
+    if (this.#digests) this.#options.remember!(this.#digests);
   }
 
   /** What QEMU says: page faults of the guest, mostly. */

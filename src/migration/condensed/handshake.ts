@@ -21,6 +21,8 @@ export interface Hello {
   mode: AgentMode;
   /** Those of the offer that it has an index of; batches name them by their place here. */
   sets: SetName[];
+  /** It will keep the memory of the VM, so that the way back is cheap for one who remembers what was in it. */
+  keeps: boolean;
 }
 
 const maxSets = 32;
@@ -33,10 +35,11 @@ export function parseOffer(body: Buffer): Offer {
 }
 
 export function parseHello(body: Buffer): Hello {
-  const { version, mode, sets } = parse(body);
+  const { version, mode, sets, keeps } = parse(body);
   const isMode = mode === 'precopy' || mode === 'postcopy' || mode === 'resume';
-  if (version !== protocolVersion || !isMode) throw agentError('a hello of another version');
-  return { version, mode, sets: parseSets(sets) };
+  if (version !== protocolVersion || !isMode || typeof keeps !== 'boolean')
+    throw agentError('a hello of another version');
+  return { version, mode, sets: parseSets(sets), keeps };
 }
 
 /** The section of RAM in the source's stream, and its blocks. */

@@ -40,6 +40,8 @@ export interface SourceAgentOptions {
   openIndex: (name: SetName) => Promise<SetIndex | undefined>;
   /** Not even a first pass: every page is pending from the beginning. */
   drainAtOnce?: boolean;
+  /** The memory of the VM will stay behind when it has left. */
+  keeps?: boolean;
   limitBps: () => number | undefined;
   compression?: CompressionMode;
   statistics: EngineStatistics;
@@ -83,8 +85,12 @@ export class SourceAgent {
   #isEnded = false;
   #wake = Promise.withResolvers<void>();
 
+  /** By an agent whose work this one goes on with. */
+  readonly #sentBefore: number;
+
   constructor(options: SourceAgentOptions) {
     this.#options = options;
+    this.#sentBefore = options.statistics.wireBytes;
     const { link, limitBps } = options;
     this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps });
     if (options.drainAtOnce) this.drain();
@@ -92,7 +98,7 @@ export class SourceAgent {
 
   get statistics(): EngineStatistics {
     const { statistics } = this.#options;
-    statistics.wireBytes = this.#outbox.sentBytes;
+    statistics.wireBytes = this.#sentBefore + this.#outbox.sentBytes;
     return statistics;
   }
 
@@ -134,7 +140,7 @@ export class SourceAgent {
   }
 
   async #hello({ sets, reads }: { sets: SetName[]; reads: boolean }): Promise<void> {
-    const { mode, memory, openIndex } = this.#options;
+    const { mode, memory, openIndex, keeps = false } = this.#options;
     const chosen: SetName[] = [];
     // A reference that fails is healed out of the memory.
     for (const name of memory ? sets : []) {
@@ -145,7 +151,9 @@ export class SourceAgent {
     }
     this.#destinationReads = reads && memory !== undefined;
     const spoken = memory ? mode : 'precopy';
-    this.#outbox.send(encodeJson(frame.hello, { version: protocolVersion, mode: spoken, sets: chosen }));
+    this.#outbox.send(
+      encodeJson(frame.hello, { version: protocolVersion, mode: spoken, sets: chosen, keeps }),
+    );
   }
   #destinationReads = false;
 

@@ -1,0 +1,28 @@
+/** The memory of a VM that has left and stands still goes from its QEMU into the store of what stays behind. */
+import type { GuestRam } from '../../migration/index.ts';
+import type { Uuid } from '../../model/ids.ts';
+import { blockBytes } from '../../pages/index.ts';
+import type { KeptMemory } from './kept-memory.ts';
+
+const pagesAtOnce = 256;
+const timeoutMs = 120_000;
+
+/** Throws `insufficient_space` when the quota cannot take it; then nothing of it is kept. */
+export async function keepMemory(kept: KeptMemory, vmId: Uuid, ram: GuestRam): Promise<void> {
+  const table = ram.table();
+  ram.use(table);
+  await using keeping = await kept.keep(vmId, table.pages);
+  if (!keeping) return;
+  for (const { firstPage, pages } of table.blocks) {
+    for (let done = 0; done < pages; done += pagesAtOnce) {
+      const count = Math.min(pagesAtOnce, pages - done);
+      const bytes = Buffer.allocUnsafeSlow(count * blockBytes);
+      ram.read(firstPage + done, count, bytes);
+      await keeping.write(
+        Uint32Array.from({ length: count }, (_, index) => firstPage + done + index),
+        bytes,
+      );
+    }
+  }
+  await keeping.finish(AbortSignal.timeout(timeoutMs));
+}
