@@ -73,12 +73,20 @@ prepare() {
   echo "{\"device\":\"$new_device\"}"
 }
 
-# Our token of each MPTCP connection that has an established subflow (from ADDRESS, if given).
-connections() {
-  ss -tniOH state established ${1:+src "$1"} 2>/dev/null |
-    sed -n 's/.* token:[0-9a-f]*([^)]*)\/\([0-9a-f]*\)(.*/\1/p' | sort -u
+# CONNECTIONS MISSING PATHS: MPTCP connections with an established subflow, how many of them have none from ADDRESS,
+# and where the subflows of these lead.
+look_for() { # ADDRESS
+  ss -tniOH state established 2>/dev/null | awk -v wanted="$1" '
+    match($0, /token:[0-9a-f]*\([^)]*\)\/[0-9a-f]*/) {
+      token = substr($0, RSTART, RLENGTH); sub(/.*\//, "", token)
+      split($3, here, ":"); all[token] = 1
+      if (here[1] == wanted) there[token] = 1; else paths[token] = paths[token] $4 ","
+    }
+    END {
+      for (token in all) { n++; if (!(token in there)) { missing++; list = list paths[token] } }
+      print n + 0, missing + 0, list "."
+    }'
 }
-count() { set -- $1; echo $#; }
 endpoints_of() {
   $ip mptcp endpoint show 2>/dev/null | while read -r address _ id _; do
     [ "$address" != "$1" ] || echo "$id"
@@ -118,28 +126,33 @@ uptime() { read -r seconds _ </proc/uptime; echo "${seconds%.*}"; }
 
 join() {
   case $1 in '' | *[!0-9]*) fail "$1 is no time" 64 ;; esac
-  began=$(uptime) told=-10
-  # `ss` loads the kernel's socket diagnosis, which is where MPTCP's tokens come from.
+  began=$(uptime) told=-10 told_paths=
   while :; do
-    all=$(connections) there=$(connections "$new_address")
-    missing=$(for token in $all; do case " $(echo $there) " in *" $token "*) ;; *) echo "$token" ;; esac; done)
-    [ -n "$missing" ] || break
+    read -r all missing paths <<END
+$(look_for "$new_address")
+END
+    [ "$missing" -gt 0 ] || break
     now=$(uptime)
     [ $((now - began)) -lt "$1" ] || break
     # The kernel (6.1) says it on the oldest subflow. If that is one to where the device was before, nobody hears it.
     dead | while read -r local remote; do kill_subflow "$local" "$remote"; done
-    if [ $((now - told)) -ge 4 ]; then announce; told=$now; fi
+    # A device that comes to its own next network meanwhile has not heard it either.
+    since=$((now - told))
+    if [ $since -ge 4 ] || { [ $since -ge 1 ] && [ "$paths" != "$told_paths" ]; }; then
+      announce
+      told=$now told_paths=$paths
+    fi
     sleep 0.1
   done
-  # Later connections have it from their first packet.
-  if [ -z "$missing" ]; then
+  if [ "$missing" -eq 0 ]; then
     dropped=true
-    [ -z "$all" ] || drop_old
+    [ "$all" -eq 0 ] || drop_old
+    # Later connections have it from their first packet.
     $ip route replace default via "$new_gateway" dev "$new_device" src "$new_address" onlink
   else
     dropped=false
   fi
-  echo "{\"connections\":$(count "$all"),\"joined\":$(($(count "$all") - $(count "$missing"))),\"dropped\":$dropped}"
+  echo "{\"connections\":$all,\"joined\":$((all - missing)),\"dropped\":$dropped}"
 }
 
 finish() {

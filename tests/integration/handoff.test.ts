@@ -317,6 +317,23 @@ test(
   },
 );
 
+test('the VM may set out while its device is still arriving', options, async (context) => {
+  await serve(context, probeMptcp);
+  const last = placeAt('c1', 10);
+  const client = await connect(context, probeMptcp, last);
+  await lab.move('phone', { to: 'c2' });
+  const next = placeAt('c2', 40);
+  await Promise.all([
+    handOff('mptcp', { from: 'c1', to: 'c2', serving: 0, last, next }),
+    phone.arrived(radioAt('c2'), signal),
+  ]);
+  await flows(client);
+  await walk('c1');
+  await handOff('mptcp', { from: 'c2', to: 'c1', serving: 1, last: next, next: last });
+  await flows(client);
+  await finish(client);
+});
+
 test(
   'a guest that is a copy takes an address of its own, and forgets the one in its memory',
   options,

@@ -35,6 +35,7 @@ export class DestinationNetworks {
     peer: { id: Uuid; name: string },
   ): Promise<PreparedNetwork> {
     const { self, store, bridgeOf } = this.#parts;
+    if (question.role === 'home') this.#requireHolder(question.vmId, peer);
     const { tunnelAddress } = self();
     const place = question.role === 'destination' ? this.#reserve(question) : undefined;
     const handoff = this.#handoffOf(question, place, bridgeOf(question.network));
@@ -63,6 +64,16 @@ export class DestinationNetworks {
       throw error;
     }
     return answer;
+  }
+
+  /** A tunnel into this LAN is for the cloudlet at which one of its VMs is, and for nobody else. */
+  #requireHolder(vmId: Uuid, peer: { id: Uuid; name: string }): void {
+    const isHolder = (record: HandoffRecord) =>
+      record.vmId === vmId && record.role === 'home' && record.peer.id === peer.id;
+    if (this.#parts.store.handoffs.all().some(isHolder)) return;
+    throw new AppError('forbidden', `VM ${vmId} is no VM of this cloudlet that is away at ${peer.name}`, {
+      wanted: 'the cloudlet at which the VM is',
+    });
   }
 
   /** Twice: for its address, then with the other end of the tunnel. */

@@ -235,6 +235,25 @@ test('a stretched LAN follows its VM along a chain, and all of it goes when the 
   assert.deepEqual([c1.left, c2.left, c3.left], [['10.1.0.10'], [], []]);
 });
 
+test('a tunnel into the LAN of a home is only for the cloudlet at which its VM is', async () => {
+  await world.handOff(c1, c2, 'stretch');
+  const { id: vmId, attachment } = world.managed.record;
+  const question = {
+    role: 'home',
+    vmId,
+    continuity: 'stretch',
+    network: 'lan',
+    attachment: attachment!,
+    macs,
+  } as const;
+  const tunnel = { vni: 7, address: '192.0.2.3', cloudletId: c3.id, name: 'c3' };
+  const ask = (peer: Site, about: object = {}) =>
+    c1.destination.prepare(newId(), { ...question, macs: [...macs], tunnel, ...about }, peer);
+  await assert.rejects(ask(c3), { code: 'forbidden' });
+  await assert.rejects(ask(c2, { vmId: newId() }), { code: 'forbidden' });
+  assert.deepEqual(c1.left, ['10.1.0.10', 'home', 'vipx']);
+});
+
 test('a VM whose LAN is stretched can take an address where it is going, and is then at home there', async () => {
   await world.handOff(c1, c2, 'stretch');
   assert.equal(await world.handOff(c2, c3, 'mptcp'), 'mptcp');
