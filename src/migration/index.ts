@@ -8,6 +8,7 @@ export {
   isDestinationOver,
 } from './destination-machine.ts';
 export type { Journal } from './engine.ts';
+export * from './engine-policy.ts';
 export * from './estimator.ts';
 export * from './preflight.ts';
 export type { Ending, Problem, RefusalName, Ticket, ToDestination, ToSource } from './protocol.ts';

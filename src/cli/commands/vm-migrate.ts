@@ -13,12 +13,14 @@ import { parseBitRate, parseCount, parseDuration } from '../values.ts';
 
 const storages = ['auto', 'shared', 'copied'] as const;
 
+const engines = [...migrationEngines, 'auto'] as const;
+
 interface MigrateOptions extends LongWorkOptions {
   to: string;
   mode?: (typeof migrationModes)[number];
   storage?: (typeof storages)[number];
   channels?: number;
-  engine?: (typeof migrationEngines)[number];
+  engine?: (typeof engines)[number];
   downtime?: number;
   bandwidth?: number;
   autoConverge?: true;
@@ -43,9 +45,10 @@ export function addVmMigrateCommands(vm: Command): void {
         .default('precopy'),
     )
     .addOption(
-      new Option('--engine <engine>', 'condensed: send only what the other side cannot know').choices(
-        migrationEngines,
-      ),
+      new Option(
+        '--engine <engine>',
+        'condensed: send only what the other side cannot know; direct (default): all of it; auto: what is sooner done',
+      ).choices(engines),
     )
     .addOption(
       new Option(
@@ -128,7 +131,7 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
 
 /** A VM that does not fit ends with the exit code of the refusal that the migration would meet. */
 function showPlan({ output }: Session, name: string, to: string, plan: MigrationPlan): void {
-  const { problems, forecast } = plan;
+  const { problems, engine, forecast } = plan;
   if (problems.length > 0) {
     const error = new ViperError('migration_refused', `${to} cannot take VM '${name}'`, {
       details: { problems },
@@ -141,6 +144,7 @@ function showPlan({ output }: Session, name: string, to: string, plan: Migration
     output.say(`VM ${name} fits ${to}.`);
     if (!forecast) return;
     output.facts([
+      ['Engine', engine && `${engine.engine}: ${engine.reason}`],
       ['Time', formatDuration(forecast.totalMs)],
       ['Downtime', formatDuration(forecast.downtimeMs)],
       ['Bytes', formatBytes(forecast.bytes)],

@@ -49,7 +49,12 @@ export const MigrateVm = Body(
         description: 'Parallel streams of memory besides the main one; `precopy` only.',
       }),
     ),
-    engine: Type.Optional(OneOf(migrationEngines)),
+    engine: Type.Optional(
+      OneOf(
+        [...migrationEngines, 'auto'],
+        '`direct` if missing; `auto`: condensed, unless the link is too fast for it.',
+      ),
+    ),
     continuity: Type.Optional(Continuity),
     device: Type.Optional(
       Type.String({
@@ -229,6 +234,7 @@ export const Migration = Exact({
 export const MigrationPage = Page(Migration);
 export const MigrationPlan = Exact({
   problems: Type.Array(Problem),
+  engine: Type.Optional(Exact({ engine: OneOf(migrationEngines), reason: Type.String() })),
   forecast: Type.Optional(
     Exact({
       totalMs: Type.Number(),

@@ -47,4 +47,11 @@ test('the link is as fast as the last migration to that peer was', () => {
   ];
   assert.equal(linkBpsOf(records, 'b'), 7);
   assert.equal(linkBpsOf(records, 'd'), undefined);
+  // A condensed one says little by what it sent, but its sessions say how fast the link was.
+  const condensed = {
+    ...record('source', 'b', 1),
+    options: { engine: 'condensed' },
+    result: { rateBps: 1, link: { rateBps: 8 } },
+  } as MigrationRecord;
+  assert.equal(linkBpsOf([...records, condensed], 'b'), 8);
 });

@@ -70,7 +70,15 @@ async function sampleDirtyBps(qmp: QmpConnection): Promise<number> {
   }
 }
 
-/** The rate that the last migration to this peer came to, of those given from old to new. */
-export const linkBpsOf = (records: readonly MigrationRecord[], peerId: string): number | undefined =>
-  records.findLast(({ role, peer, result }) => role === 'source' && peer.id === peerId && result?.rateBps)
-    ?.result?.rateBps;
+/**
+ * The rate that the last migration to this peer came to, of those given from old to new. One that went condensed sent
+ * little, so there it is the best rate that was seen on the link.
+ */
+export function linkBpsOf(records: readonly MigrationRecord[], peerId: string): number | undefined {
+  const rateOf = ({ result, options }: MigrationRecord): number | undefined =>
+    options?.engine === 'condensed' ? result?.link?.rateBps : result?.rateBps;
+  const last = records.findLast(
+    (record) => record.role === 'source' && record.peer.id === peerId && rateOf(record),
+  );
+  return last && rateOf(last);
+}

@@ -7,13 +7,14 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
+import { chooseEngine } from '../../migration/engine-policy.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { plannedSource } from '../../migration/source-machine.ts';
 import { AppError } from '../../model/errors.ts';
 import type { Peer } from '../../model/fleet.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
-import type { MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
+import type { MigrationEngine, MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
 import type { Operation } from '../../model/operation.ts';
 import { imageFile } from '../../vm/images.ts';
 import type { Principal } from '../credentials.ts';
@@ -105,13 +106,16 @@ export class MigrationService {
 
   /** The checks of both sides and what it would cost, without moving anything. */
   async plan(reference: string, request: MigrateVm): Promise<Static<typeof schemas.MigrationPlan>> {
-    const { managed, peer, vm, options, problems, hasImage, rttMs } = await this.#ask(reference, request);
+    const { managed, peer, vm, options, choice, problems, hasImage, rttMs } = await this.#ask(
+      reference,
+      request,
+    );
     if (problems.length > 0) return { problems };
     const dirtyBps = vm.running ? await measureDirtyBps(managed.machine!.qmp) : 0;
     const linkBps = linkBpsOf(this.#journal.latest(), peer.id);
     const model = forecast({ vm, options, dirtyBps, linkBps, rttMs, sendsImage: !hasImage });
     const { companion } = this.#options;
-    return { problems, forecast: companion.correct(model, { vm, options, peer, hasImage }) };
+    return { problems, engine: choice, forecast: companion.correct(model, { vm, options, peer, hasImage }) };
   }
 
   /** Would it fit there: the checks of both sides and nothing else. */
@@ -167,13 +171,20 @@ export class MigrationService {
     const id = newId();
     const { qemu } = await runner.facts();
     const ask = async (storage: MigrationOptions['storage']) => {
-      const [vm, options] = [await this.#vmToMove(managed, storage), optionsOf(request, storage)];
+      const vm = await this.#vmToMove(managed, storage);
+      const choice = chooseEngine({
+        wanted: request.engine ?? 'direct',
+        channels: request.channels ?? 0,
+        linkBps: linkBpsOf(this.#journal.latest(), peer.id),
+        limitBps: request.limits?.bandwidthBps,
+      });
+      const options = optionsOf(request, storage, choice.engine);
       const sentAt = new Date().toISOString();
       const asked = performance.now();
       const answer = await this.#peers.check(peer, id, { vm, options, qemuVersion: qemu.version, sentAt });
       const rttMs = Math.round(performance.now() - asked);
       const problems = [...answer.problems, ...this.#problemsHere(vm, answer.hasImage)];
-      return { id, managed, peer, vm, options, rttMs, hasImage: answer.hasImage, problems };
+      return { id, managed, peer, vm, options, choice, rttMs, hasImage: answer.hasImage, problems };
     };
     const wanted = request.storage ?? 'auto';
     if (wanted !== 'auto') return ask(wanted);
@@ -405,7 +416,11 @@ const unknownImage = (digest: string): VmToMove['image'] => ({
   virtualBytes: 0,
 });
 
-function optionsOf(request: MigrateVm, storage: MigrationOptions['storage']): MigrationOptions {
+function optionsOf(
+  request: MigrateVm,
+  storage: MigrationOptions['storage'],
+  engine: MigrationEngine,
+): MigrationOptions {
   const { channels = 0, mode = 'precopy' } = request;
   if (channels > 0 && mode !== 'precopy') {
     throw new AppError(
@@ -419,7 +434,7 @@ function optionsOf(request: MigrateVm, storage: MigrationOptions['storage']): Mi
   return {
     // Post-copy cannot be taken back once it has begun, so it is for those who ask for it (or for `auto`).
     mode,
-    engine: request.engine ?? 'direct',
+    engine,
     storage,
     limits: { ...defaultLimits, ...request.limits },
     channels,
