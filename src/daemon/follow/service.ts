@@ -145,9 +145,8 @@ export class Follow implements MigrationCompanion {
       ...(here ? { vm: here } : {}),
       vmIsHere: here !== undefined,
       ...(at ? { vmAt: at } : {}),
-      ...(watch && watch.rtt.samples > 0
-        ? { rttMs: rounded(watch.rtt.smoothedMs), lossRatio: rounded(watch.rtt.lossRatio) }
-        : {}),
+      ...(watch && watch.rtt.samples > 0 ? { rttMs: rounded(watch.rtt.smoothedMs) } : {}),
+      ...(watch ? { lossRatio: rounded(watch.rtt.lossRatio) } : {}),
       ...(here ? { lan: lan === undefined ? null : { id: lan, name: this.#nameOf(lan) } } : {}),
       ...(reportedAt ? { reportedAt } : {}),
     };
