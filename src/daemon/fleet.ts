@@ -189,13 +189,13 @@ export class Fleet {
   #gone({ id, name }: Peer): void {
     this.#options.events.append({ kind: 'peer.removed', data: { peerId: id, name } });
     for (const listener of this.#listeners) listener();
-    void this.client.forget(id);
+    this.client.forget(id);
   }
 
   async close(): Promise<void> {
     this.#closing.abort();
     await this.#refreshing?.catch((error) => this.#options.log.error({ err: asAppError(error) }, 'fleet'));
-    await this.client.close();
+    this.client.close();
   }
 }
 

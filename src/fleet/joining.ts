@@ -125,7 +125,7 @@ async function askToJoin(
   json: { token: string; id: Uuid; name: string; url: string; csr: string },
 ): Promise<{ founderId: Uuid; answer: unknown }> {
   let founderId: Uuid | undefined;
-  const agent = await createAgent({ ca: at.caCertificate }, ({ founderOf, cloudletId, name }) => {
+  const agent = createAgent({ ca: at.caCertificate }, ({ founderOf, cloudletId, name }) => {
     if (founderOf === undefined)
       return `it is ${name}, a member of the fleet, but not the founder, who alone admits`;
     founderId = cloudletId;
@@ -136,7 +136,7 @@ async function askToJoin(
     const answer = await exchange(at.founderUrl, '/v1/fleet/members', init, agent);
     return { founderId: founderId!, answer };
   } finally {
-    await agent.destroy();
+    agent.destroy();
   }
 }
 

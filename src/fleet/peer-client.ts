@@ -4,7 +4,10 @@
  * cloudlet; both before the first byte of a request leaves.
  */
 import { X509Certificate } from 'node:crypto';
-import type { Agent, Dispatcher } from 'undici';
+import { once } from 'node:events';
+import type { IncomingMessage } from 'node:http';
+import { Agent, request } from 'node:https';
+import type { Socket } from 'node:net';
 import { AppError, type ErrorCode, errorKinds } from '../model/errors.ts';
 import type { Uuid } from '../model/ids.ts';
 import { type CertifiedCloudlet, parseCertificate, readMember } from './certificates.ts';
@@ -33,12 +36,13 @@ interface ClientIdentity {
 }
 
 const CONNECT_TIMEOUT_MS = 5000;
+const IDLE_TIMEOUT_MS = 30_000;
 const DEFAULT_TIMEOUT_MS = 10_000;
 const DEFAULT_MAX_BYTES = 1024 * 1024;
 
-export class PeerClient implements AsyncDisposable {
+export class PeerClient implements Disposable {
   #identity: ClientIdentity;
-  readonly #agents = new Map<Uuid, Promise<Agent>>();
+  readonly #agents = new Map<Uuid, Agent>();
   readonly #seen = new Map<Uuid, SeenPeer>();
 
   constructor(identity: ClientIdentity) {
@@ -50,7 +54,7 @@ export class PeerClient implements AsyncDisposable {
    * Errors: `peer_unreachable`, `peer_untrusted`, `timeout`, and whatever error the peer answers with.
    */
   async fetch(peer: { id: Uuid; url: string }, path: string, init: PeerRequest = {}): Promise<unknown> {
-    return exchange(peer.url, path, init, await this.#agentFor(peer.id));
+    return exchange(peer.url, path, init, this.#agentFor(peer.id));
   }
 
   /** What the certificate of the peer said at the newest connection to it. */
@@ -58,33 +62,32 @@ export class PeerClient implements AsyncDisposable {
     return this.#seen.get(id);
   }
 
-  /** Shows another certificate from now on, such as a renewed one; calls under way end on the old connections. */
-  async useIdentity(identity: ClientIdentity): Promise<void> {
+  /**
+   * Shows another certificate from now on, such as a renewed one. Calls under way end on the old connections, which
+   * close by themselves when they have been idle.
+   */
+  useIdentity(identity: ClientIdentity): void {
     this.#identity = identity;
-    const agents = Array.from(this.#agents.values());
     this.#agents.clear();
-    await Promise.all(agents.map(async (agent) => (await agent).close()));
   }
 
   /** Closes the connections to a peer, such as one that was removed. */
-  async forget(id: Uuid): Promise<void> {
-    const agent = this.#agents.get(id);
+  forget(id: Uuid): void {
+    this.#agents.get(id)?.destroy();
     this.#agents.delete(id);
     this.#seen.delete(id);
-    await (await agent)?.destroy();
   }
 
-  async close(): Promise<void> {
-    const agents = Array.from(this.#agents.values());
+  close(): void {
+    for (const agent of this.#agents.values()) agent.destroy();
     this.#agents.clear();
-    await Promise.all(agents.map(async (agent) => (await agent).destroy()));
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.close();
+  [Symbol.dispose](): void {
+    this.close();
   }
 
-  #agentFor(id: Uuid): Promise<Agent> {
+  #agentFor(id: Uuid): Agent {
     const known = this.#agents.get(id);
     if (known) return known;
     const agent = createAgent(this.#identity.tls, (member, certificate) => {
@@ -102,68 +105,68 @@ export class PeerClient implements AsyncDisposable {
  * Connections on which only a member of the fleet is spoken with whom `refuse` has no objection to. A caller without
  * `key` and `cert` stays anonymous.
  */
-export async function createAgent(
+export function createAgent(
   tls: { key?: string; cert?: string; ca: string },
   refuse: (member: CertifiedCloudlet, certificate: X509Certificate) => string | undefined,
-): Promise<Agent> {
-  // A cloudlet that is alone never calls a peer, and the library weighs 8 MB: it is loaded for the first call.
-  const { Agent } = await import('undici');
+): Agent {
   const ca = parseCertificate(tls.ca);
   return new Agent({
-    connections: 4,
-    keepAliveTimeout: 30_000,
-    connect: {
-      ...tls,
-      minVersion: 'TLSv1.3',
-      rejectUnauthorized: true,
-      timeout: CONNECT_TIMEOUT_MS,
-      // A resumed session would skip the check of the identity.
-      maxCachedSessions: 0,
-      checkServerIdentity: (host, { raw }) => {
-        const certificate = new X509Certificate(raw);
-        const member = readMember(certificate, ca);
-        const objection = member
-          ? refuse(member, certificate)
-          : 'its certificate is of no cloudlet of the fleet';
-        return objection === undefined ? undefined : untrusted(host, objection);
-      },
+    ...tls,
+    keepAlive: true,
+    maxSockets: 4,
+    timeout: IDLE_TIMEOUT_MS,
+    minVersion: 'TLSv1.3',
+    rejectUnauthorized: true,
+    // A resumed session would skip the check of the identity.
+    maxCachedSessions: 0,
+    checkServerIdentity: (host, { raw }) => {
+      const certificate = new X509Certificate(raw);
+      const member = readMember(certificate, ca);
+      const objection = member
+        ? refuse(member, certificate)
+        : 'its certificate is of no cloudlet of the fleet';
+      return objection === undefined ? undefined : untrusted(host, objection);
     },
   });
 }
 
 /** One request and its whole answer; errors as for `PeerClient.fetch`. */
-export async function exchange(
-  url: string,
-  path: string,
-  init: PeerRequest,
-  dispatcher: Dispatcher,
-): Promise<unknown> {
+export async function exchange(url: string, path: string, init: PeerRequest, agent: Agent): Promise<unknown> {
   const { method = 'GET', json, signal, timeoutMs = DEFAULT_TIMEOUT_MS, maxBytes = DEFAULT_MAX_BYTES } = init;
-  const { request } = await import('undici');
   const deadline = AbortSignal.timeout(timeoutMs);
   try {
-    const { statusCode, body } = await request(`${url}${path}`, {
-      dispatcher,
+    const body = json === undefined ? undefined : JSON.stringify(json);
+    const sent = request(`${url}${path}`, {
+      agent,
       method,
       signal: signal ? AbortSignal.any([signal, deadline]) : deadline,
-      ...(json === undefined
-        ? {}
-        : { body: JSON.stringify(json), headers: { 'content-type': 'application/json' } }),
+      headers:
+        body === undefined
+          ? {}
+          : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) },
     });
-    const answer = parseJson(await readText(body, maxBytes, url));
-    if (statusCode >= 200 && statusCode < 300) return answer;
-    throw peerError(url, statusCode, answer);
+    sent.once('socket', boundConnecting);
+    sent.end(body);
+    const [answered] = (await once(sent, 'response')) as [IncomingMessage];
+    const answer = parseJson(await readText(answered, maxBytes, url));
+    const status = answered.statusCode!;
+    if (status >= 200 && status < 300) return answer;
+    throw peerError(url, status, answer);
   } catch (error) {
     signal?.throwIfAborted();
     throw asPeerError(error, url, deadline.aborted ? timeoutMs : undefined);
   }
 }
 
-async function readText(
-  body: Dispatcher.ResponseData['body'],
-  maxBytes: number,
-  url: string,
-): Promise<string> {
+/** Ends a connection that is not secure in time. */
+function boundConnecting(socket: Socket): void {
+  if (!socket.connecting) return;
+  const error = new Error(`no connection within ${CONNECT_TIMEOUT_MS} ms`);
+  const timer = setTimeout(() => socket.destroy(error), CONNECT_TIMEOUT_MS);
+  for (const event of ['secureConnect', 'close']) socket.once(event, () => clearTimeout(timer));
+}
+
+async function readText(body: IncomingMessage, maxBytes: number, url: string): Promise<string> {
   const chunks: Buffer[] = [];
   let size = 0;
   for await (const chunk of body as AsyncIterable<Buffer>) {

@@ -30,7 +30,7 @@ describe('calling a peer', () => {
       const caller = trust.identify(socket.getPeerX509Certificate()!);
       return { method, path, body, caller };
     });
-    await using client = new PeerClient(member.identity);
+    using client = new PeerClient(member.identity);
     const peer = peerAt(founder, server.url);
     assert.deepEqual(await client.fetch(peer, '/v1/x', { method: 'POST', json: { a: 1 } }), {
       method: 'POST',
@@ -46,11 +46,11 @@ describe('calling a peer', () => {
     await using founder = await testFounder();
     await using member = await testMember(founder, 'member');
     await using server = await serve(founder, ({ socket }) => socket.getPeerX509Certificate()!.serialNumber);
-    await using client = new PeerClient(member.identity);
+    using client = new PeerClient(member.identity);
     const peer = peerAt(founder, server.url);
     const before = await client.fetch(peer, '/');
     const cloudletId = member.identity.id;
-    await client.useIdentity(
+    client.useIdentity(
       await renewCertificate(member.identity, { sign: (csr) => signRenewal(founder, { cloudletId, csr }) }),
     );
     assert.notEqual(await client.fetch(peer, '/'), before);
@@ -61,7 +61,7 @@ describe('calling a peer', () => {
     await using member = await testMember(founder, 'member');
     await using other = await testMember(founder, 'other');
     await using server = await serve(other, () => assert.fail('was asked'));
-    await using client = new PeerClient(member.identity);
+    using client = new PeerClient(member.identity);
     await assert.rejects(client.fetch(peerAt(founder, server.url), '/v1/x'), { code: 'peer_untrusted' });
     assert.equal(server.receivedBytes(), 0);
     assert.equal(client.seen(founder.identity.id), undefined);
@@ -71,7 +71,7 @@ describe('calling a peer', () => {
     await using founder = await testFounder();
     await using stranger = await testFounder('stranger');
     await using server = await serve(stranger, () => assert.fail('was asked'));
-    await using client = new PeerClient(founder.identity);
+    using client = new PeerClient(founder.identity);
     await assert.rejects(client.fetch(peerAt(stranger, server.url), '/v1/x'), { code: 'peer_untrusted' });
     assert.equal(server.receivedBytes(), 0);
   });
@@ -86,7 +86,7 @@ describe('calling a peer', () => {
       '/large': () => 'x'.repeat(5000),
     };
     await using server = await serve(founder, ({ path }) => answers[path]!());
-    await using client = new PeerClient(member.identity);
+    using client = new PeerClient(member.identity);
     const peer = peerAt(founder, server.url);
     const details = { usedBy: ['x'], answeredBy: server.url };
     await assert.rejects(client.fetch(peer, '/ours'), { code: 'in_use', message: 'No.', details });
@@ -103,7 +103,7 @@ describe('calling a peer', () => {
       asked.resolve();
       return new Promise(() => {});
     });
-    await using client = new PeerClient(member.identity);
+    using client = new PeerClient(member.identity);
     const peer = peerAt(founder, server.url);
     await assert.rejects(client.fetch(peer, '/', { timeoutMs: 50 }), { code: 'timeout' });
     const abort = new AbortController();
@@ -127,7 +127,7 @@ describe('a fleet in sync', () => {
       certificateFingerprint: '0'.repeat(64),
       lastSeenAt: '2025-01-01T00:00:00Z',
     });
-    await using client = new PeerClient(early.identity);
+    using client = new PeerClient(early.identity);
     const outcome = await syncPeers({ peers: early.peers, client });
     assert.deepEqual(
       outcome.learned.map(({ id }) => id),
@@ -149,7 +149,7 @@ describe('a fleet in sync', () => {
     await using badServer = await serve(bad, () => ({ items: 'none' }));
     founder.peers.upsert(peerAt(good, goodServer.url));
     founder.peers.upsert(peerAt(bad, badServer.url));
-    await using client = new PeerClient(founder.identity);
+    using client = new PeerClient(founder.identity);
     const { reached, failed } = await syncPeers({ peers: founder.peers, client, parallel: 1 });
     assert.deepEqual(reached, [good.identity.id]);
     assert.deepEqual(
@@ -166,7 +166,7 @@ describe('a fleet in sync', () => {
     const answer = (removed: string[]) => () => ({ items: [gone], removed });
     await using atFounder = await serve(founder, answer([gone.id]));
     await using atOther = await serve(late, answer([founder.identity.id]));
-    await using client = new PeerClient(early.identity);
+    using client = new PeerClient(early.identity);
     early.peers.upsert(peerAt(founder, atFounder.url));
     early.peers.upsert(peerAt(late, atOther.url));
     const call = { peers: early.peers, client, founderId: founder.identity.id };
@@ -196,7 +196,7 @@ describe('a fleet in sync', () => {
     early.peers.upsert(peerAt(founder, 'https://founder.example'));
     early.peers.upsert(peerAt(late, 'https://late.example'));
     const tell = async (by: TestCloudlet, removed: string) => {
-      await using client = new PeerClient(by.identity);
+      using client = new PeerClient(by.identity);
       by.peers.upsert(peerAt(early, server.url));
       return await announceRemoval({ peers: by.peers, client, removed });
     };
@@ -250,7 +250,7 @@ describe('a fleet in sync', () => {
     });
     late.peers.remove(founder.identity.id, startMs);
     late.peers.upsert(peerAt(early, server.url));
-    await using client = new PeerClient(late.identity);
+    using client = new PeerClient(late.identity);
     const self = asPeer(late.identity);
     assert.deepEqual((await announce({ peers: late.peers, client, self })).failed, []);
     assert.equal(early.peers.get(self.id)!.url, self.url);

@@ -160,7 +160,7 @@ test('a refusal lists all that does not fit, at once', options, async () => {
     qemuVersion: '10.0.0',
     sentAt: new Date(Date.now() - 3_600_000).toISOString(),
   };
-  await using client = new PeerClient(await loadCloudlet(north.directory));
+  using client = new PeerClient(await loadCloudlet(north.directory));
   const [peer] = (await north.viper.listPeers()).items;
   const answer = await client.fetch(peer!, `/v1/migrations/${newId()}/check`, { method: 'POST', json });
   const { problems } = answer as { problems: { field: string }[] };
@@ -292,7 +292,7 @@ test('a cloudlet that was put out of the fleet can neither give nor take', optio
   await north.viper.removePeer({ params: { peer: south.id } });
   await refused(north.viper.migrateVm({ params: { vm: 'one' }, body: { to: 'south' } }), 'not_found');
   const json = { name: 'ask' };
-  await using client = new PeerClient(await loadCloudlet(south.directory));
+  using client = new PeerClient(await loadCloudlet(south.directory));
   const peer = (await south.viper.listPeers()).items.find(({ id }) => id === north.id);
   await assert.rejects(client.fetch(peer!, `/v1/migrations/${newId()}/messages`, { method: 'POST', json }));
   assert.equal((await north.viper.getVm({ params: { vm: 'one' } })).state, 'running');
