@@ -132,7 +132,7 @@ async function tunnelsAt(site: string): Promise<string[]> {
   return stdout.split('\n').flatMap((line) => /^vip[xb]\w+/.exec(line)?.[0] ?? []);
 }
 
-test('an MPTCP connection goes on while device and VM walk there and back', options, async () => {
+test('an MPTCP connection goes on while device and VM walk there and back', options, async (context) => {
   const one = stream(await addressOf(c1), 'mptcp');
   await flows(one);
   for (const [from, to] of [
@@ -154,7 +154,7 @@ test('an MPTCP connection goes on while device and VM walk there and back', opti
   }
   const { brokenBy, verifiedBytes, longestGap } = await end(one);
   assert.equal(brokenBy, undefined);
-  console.log(JSON.stringify({ verifiedBytes, longestGap }));
+  context.diagnostic(JSON.stringify({ verifiedBytes, longestGap }));
 });
 
 test('plain TCP outlives the move of the VM there and back over a stretched LAN', options, async () => {
