@@ -158,6 +158,8 @@ export class DestinationMigration {
     this.#acceptedAt = performance.now();
     clearTimeout(this.#ticket!.expiry);
     this.#streams.add(stream);
+    // Whoever uses it hears of it; and when nobody does any more, it may break as it will.
+    stream.on('error', () => {});
     stream.once('close', () => this.#streams.delete(stream));
     const path = this.#socket(purpose);
     const rebuild = purpose === 'memory' ? this.#rebuild : this.#rebuildDisk;

@@ -93,6 +93,8 @@ export class DestinationAgent {
     const broken = Promise.withResolvers<never>();
     broken.promise.catch(() => {});
     qemu.on('error', broken.reject);
+    // It may break when nobody reads or writes it any more.
+    link.on('error', broken.reject);
     qemu.on('close', () => {
       if (this.#state !== 'done') broken.reject(new Error('QEMU closed its stream'));
     });

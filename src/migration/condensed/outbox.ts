@@ -32,6 +32,8 @@ export class Outbox {
     const fail = () => this.#failed.reject(new Error('The link is closed'));
     if (options.signal.aborted) fail();
     options.signal.addEventListener('abort', fail, { once: true });
+    // It may break when nobody reads or writes it any more.
+    options.link.on('error', (error) => this.#failed.reject(error));
   }
 
   get hasRoom(): boolean {
