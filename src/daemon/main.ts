@@ -187,3 +187,5 @@ try {
   console.error(known.code === 'internal' ? error : `viper: ${known.message}`);
   process.exitCode = known.code === 'invalid_request' ? 2 : 1;
 }
+// Left to end by itself, Node 24 may wait for good, with all of a core, for writes of TLS sockets that are gone.
+process.exit();

@@ -6,14 +6,23 @@ import { fakeDaemons } from './fake-daemons.ts';
 import { RateLimiter } from './rate-limiter.ts';
 import type { Session } from './session.ts';
 
-/** Writes for as long as the session lives. */
-function flood(session: Session): void {
+/** Writes for as long as it is not disposed. */
+function flood(sessions: Session[]): Disposable {
   const bytes = Buffer.alloc(64 * KiB);
-  const write = (): void => {
-    while (!session.destroyed && session.write(bytes));
+  let isOver = false;
+  for (const session of sessions) {
+    const write = (): void => {
+      while (!isOver && !session.destroyed && session.write(bytes));
+    };
+    session.on('drain', write);
+    write();
+  }
+  return {
+    [Symbol.dispose]() {
+      isOver = true;
+      for (const session of sessions) session.destroy();
+    },
   };
-  session.on('drain', write);
-  write();
 }
 
 test('two VMs share the limit of a cloudlet fairly, though one has four sessions and the other one', async () => {
@@ -27,7 +36,7 @@ test('two VMs share the limit of a cloudlet fairly, though one has four sessions
     sent.push(client);
   }
   // All begin when all are there.
-  for (const session of sent) flood(session);
+  using _ = flood(sent);
   const sentBytes = (...sessions: Session[]) => sessions.reduce((sum, { stats }) => sum + stats.sentBytes, 0);
   const [a, b, single, c, d] = sent as [Session, Session, Session, Session, Session];
   await daemons.until(() => sentBytes(single) > 4 * MiB, 'the single session has sent 4 MiB');
@@ -42,10 +51,8 @@ test('the limit of one VM holds for all its sessions together, within that of th
   const fast = { limiters: [new RateLimiter(null), cloudlet], party: {} };
   const pairs = [];
   for (const sharedLimits of [slow, slow, fast]) pairs.push(await daemons.pair({ sharedLimits }));
-  for (const { client, server } of pairs) {
-    server.resume();
-    flood(client);
-  }
+  for (const { server } of pairs) server.resume();
+  using _ = flood(pairs.map(({ client }) => client));
   const [a, b, free] = pairs.map(({ client }) => client) as [Session, Session, Session];
   await daemons.until(() => a.stats.sentBytes + b.stats.sentBytes > MiB, 'the slow VM has sent 1 MiB');
   const slowBytes = a.stats.sentBytes + b.stats.sentBytes;
