@@ -76,7 +76,7 @@ async function move(wanted: Wanted = {}) {
     openReader: async () => reader,
   });
   const [left, came] = await Promise.allSettled([source.run(), destination.run()]);
-  return { ram, arrived, qemu, left, came, statistics: source.statistics };
+  return { ram, arrived, qemu, left, came, statistics: source.statistics, wasCut: near.errored !== null };
 }
 
 type Moved = Awaited<ReturnType<typeof move>>;
@@ -237,18 +237,19 @@ test('a stream with sections that nobody here knows goes over as it is', async (
 test('a link that is cut anywhere ends both sides, and neither takes the VM for moved', async () => {
   const ram = filledRam();
   const totals: number[] = [];
+  let cuts = 0;
   for (let turn = 0; turn < 50; turn++) {
     const wanted = { ram, mode: 'postcopy', drainAtOnce: turn % 2 === 0 } as const;
     const whole = turn < 2 ? (await move(wanted)).statistics.wireBytes : totals[turn % 2]!;
     totals[turn % 2] = whole;
     const cutAfterBytes = randomInt(whole - 10);
-    const { left, came } = await move({ ...wanted, cutAfterBytes });
-    assert.deepEqual(
-      [left.status, came.status],
-      ['rejected', 'rejected'],
-      `cut after ${cutAfterBytes} bytes`,
-    );
+    const { left, came, wasCut } = await move({ ...wanted, cutAfterBytes });
+    // What a move takes varies a little with when its batches were closed: one may be done before the cut.
+    const outcome = wasCut ? 'rejected' : 'fulfilled';
+    assert.deepEqual([left.status, came.status], [outcome, outcome], `cut after ${cutAfterBytes} bytes`);
+    if (wasCut) cuts += 1;
   }
+  assert.ok(cuts > 25, `${cuts} of 50 were cut`);
 });
 
 test('a destination takes nothing from a source that breaks the rules', async () => {
