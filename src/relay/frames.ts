@@ -1,0 +1,155 @@
+/** Frames between a relay and those who keep slabs with it. No I/O. FORMAT.md is the page of it. */
+import { AppError } from '../model/errors.ts';
+import { KiB, MiB } from '../model/units.ts';
+import { ByteQueue } from '../stream/index.ts';
+
+export const frame = {
+  // From the client.
+  put: 1,
+  get: 2,
+  drop: 3,
+  // From the relay.
+  free: 64,
+  held: 65,
+  full: 66,
+  slab: 67,
+  absent: 68,
+} as const;
+
+export type ClientFrame =
+  /** `bytes` are valid until the next push. */
+  | { name: 'put'; slab: number; bytes: Buffer }
+  | { name: 'get'; slab: number; urgent: boolean }
+  | { name: 'drop' };
+
+export type RelayFrame =
+  | { name: 'free'; freeBytes: number }
+  | { name: 'held'; slab: number; freeBytes: number }
+  | { name: 'full'; slab: number; freeBytes: number }
+  /** `bytes` are valid until the next push. */
+  | { name: 'slab'; slab: number; bytes: Buffer }
+  | { name: 'absent'; slab: number };
+
+export const maxSlabBytes = MiB + 256 * KiB;
+const headBytes = 5;
+
+/** Bytes of the body by type, least and most. */
+const bodyBytes: Record<number, readonly [number, number]> = {
+  [frame.put]: [5, 4 + maxSlabBytes],
+  [frame.get]: [5, 5],
+  [frame.drop]: [0, 0],
+  [frame.free]: [8, 8],
+  [frame.held]: [12, 12],
+  [frame.full]: [12, 12],
+  [frame.slab]: [5, 4 + maxSlabBytes],
+  [frame.absent]: [4, 4],
+};
+const fromClient = new Set<number>([frame.put, frame.get, frame.drop]);
+
+/** In pieces, so that a slab is not copied. They are the link's from then on. */
+export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
+  switch (given.name) {
+    case 'put':
+      return [head(frame.put, 4 + given.bytes.length, word(given.slab)), given.bytes];
+    case 'slab':
+      return [head(frame.slab, 4 + given.bytes.length, word(given.slab)), given.bytes];
+    case 'get':
+      return [head(frame.get, 5, word(given.slab), Buffer.of(Number(given.urgent)))];
+    case 'drop':
+      return [head(frame.drop, 0)];
+    case 'absent':
+      return [head(frame.absent, 4, word(given.slab))];
+    case 'free':
+      return [head(frame.free, 8, long(given.freeBytes))];
+    case 'held':
+    case 'full':
+      return [head(frame[given.name], 12, word(given.slab), long(given.freeBytes))];
+  }
+}
+
+/** Reads what one of the two sides sends. A frame's bytes are valid until the next push. */
+export class FrameReader<Side extends 'client' | 'relay'> {
+  readonly #queue = new ByteQueue();
+  readonly #side: Side;
+
+  constructor(side: Side) {
+    this.#side = side;
+  }
+
+  push(bytes: Uint8Array): void {
+    this.#queue.push(bytes);
+  }
+
+  /** The next whole frame; `undefined` while it is not all there. Throws for one that cannot be. */
+  next(): (Side extends 'client' ? ClientFrame : RelayFrame) | undefined {
+    const queue = this.#queue;
+    const { buffer, start, length } = queue;
+    if (length < headBytes) return undefined;
+    const type = buffer[start]!;
+    const bytes = buffer.readUInt32BE(start + 1);
+    const [least, most] = bodyBytes[type] ?? [1, 0];
+    if (fromClient.has(type) !== (this.#side === 'client') || bytes < least || bytes > most)
+      throw relayError(`a frame of type ${type} with ${bytes} bytes`);
+    if (length < headBytes + bytes) return undefined;
+    queue.start += headBytes + bytes;
+    const body = buffer.subarray(start + headBytes, start + headBytes + bytes);
+    return decode(type, body) as Side extends 'client' ? ClientFrame : RelayFrame;
+  }
+}
+
+function decode(type: number, body: Buffer): ClientFrame | RelayFrame {
+  switch (type) {
+    case frame.put:
+      return { name: 'put', slab: slabOf(body), bytes: body.subarray(4) };
+    case frame.slab:
+      return { name: 'slab', slab: slabOf(body), bytes: body.subarray(4) };
+    case frame.get:
+      if (body[4]! > 1) throw relayError(`a get with ${body[4]} for its urgency`);
+      return { name: 'get', slab: slabOf(body), urgent: body[4] === 1 };
+    case frame.drop:
+      return { name: 'drop' };
+    case frame.absent:
+      return { name: 'absent', slab: slabOf(body) };
+    case frame.free:
+      return { name: 'free', freeBytes: size(body, 0) };
+    default:
+      return { name: type === frame.held ? 'held' : 'full', slab: slabOf(body), freeBytes: size(body, 4) };
+  }
+}
+
+function slabOf(body: Buffer): number {
+  const slab = body.readUInt32BE(0);
+  if (slab === 0) throw relayError('slab 0');
+  return slab;
+}
+
+function size(body: Buffer, at: number): number {
+  const bytes = body.readBigUInt64BE(at);
+  if (bytes > Number.MAX_SAFE_INTEGER) throw relayError(`${bytes} free bytes`);
+  return Number(bytes);
+}
+
+function head(type: number, bytes: number, ...fields: Buffer[]): Buffer {
+  const start = Buffer.alloc(headBytes);
+  start[0] = type;
+  start.writeUInt32BE(bytes, 1);
+  return Buffer.concat([start, ...fields]);
+}
+
+function word(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(value);
+  return bytes;
+}
+
+function long(value: number): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes.writeBigUInt64BE(BigInt(Math.max(0, Math.floor(value))));
+  return bytes;
+}
+
+/** The other end broke the protocol. */
+export const relayError = (found: string): AppError =>
+  new AppError('peer_unreachable', `The other end of a relay's session sent ${found}`, {
+    reason: 'protocol',
+  });

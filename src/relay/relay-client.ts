@@ -1,0 +1,155 @@
+/** The client's end of a session with a relay: puts slabs, gets them back, and knows how fast that goes. */
+import type { Duplex } from 'node:stream';
+import { AppError, asAppError } from '../model/errors.ts';
+import { type ClientFrame, encodeFrame, FrameReader, maxSlabBytes } from './frames.ts';
+
+/** How quickly the measured rate follows. */
+const smoothing = 0.25;
+/** A rate is measured over at least this long. */
+const leastMeasureMs = 50;
+
+type Answered = 'held' | 'full' | Buffer | undefined;
+
+export class RelayClient {
+  readonly #session: Duplex;
+  readonly #puts = new Map<number, Waiting>();
+  readonly #gets = new Map<number, Waiting>();
+  readonly #gone = Promise.withResolvers<AppError>();
+  #error: AppError | undefined;
+  #freeBytes = 0;
+  #inFlightBytes = 0;
+  #measure = { since: performance.now(), bytes: 0 };
+  #bytesPerSecond: number | undefined;
+  #heldBytes = 0;
+
+  /** The session is the client's from now on. */
+  constructor(session: Duplex) {
+    this.#session = session;
+    session.on('error', (error) => this.#end(asAppError(error)));
+    session.on('close', () =>
+      this.#end(new AppError('peer_unreachable', 'The session with the relay ended')),
+    );
+    void this.#read();
+  }
+
+  get isAlive(): boolean {
+    return this.#error === undefined;
+  }
+
+  /** Resolves with the reason when the session is over. */
+  get gone(): Promise<AppError> {
+    return this.#gone.promise;
+  }
+
+  /** What the relay said last that it would take. */
+  get freeBytes(): number {
+    return this.#freeBytes;
+  }
+
+  /** Bytes of slabs that have no answer yet. */
+  get inFlightBytes(): number {
+    return this.#inFlightBytes;
+  }
+
+  /** How fast slabs were taken lately; `undefined` before the first. */
+  get bytesPerSecond(): number | undefined {
+    return this.#bytesPerSecond;
+  }
+
+  /** Of slabs that it said it holds. */
+  get heldBytes(): number {
+    return this.#heldBytes;
+  }
+
+  /** Whether the relay holds it now. Rejects when the session ends before it has said so. */
+  async put(slab: number, bytes: Buffer): Promise<boolean> {
+    if (this.#inFlightBytes === 0) this.#measure = { since: performance.now(), bytes: 0 };
+    this.#inFlightBytes += bytes.length;
+    try {
+      const answer = await this.#ask(this.#puts, slab, { name: 'put', slab, bytes });
+      if (answer !== 'held') return false;
+      this.#heldBytes += bytes.length;
+      return true;
+    } finally {
+      this.#inFlightBytes -= bytes.length;
+      this.#note(bytes.length);
+    }
+  }
+
+  /** `undefined` when the relay does not hold it. Rejects when the session ends before it has said so. */
+  async get(slab: number, urgent: boolean): Promise<Buffer | undefined> {
+    return (await this.#ask(this.#gets, slab, { name: 'get', slab, urgent })) as Buffer | undefined;
+  }
+
+  /** Everything of this migration may be forgotten. It is no loss if this does not arrive. */
+  drop(): void {
+    if (this.isAlive) for (const piece of encodeFrame({ name: 'drop' })) this.#session.write(piece);
+  }
+
+  /** Nothing more will be asked; what was said before still arrives. */
+  close(): void {
+    this.#session.end();
+  }
+
+  #ask(waiting: Map<number, Waiting>, slab: number, request: ClientFrame): Promise<Answered> {
+    if (this.#error) return Promise.reject(this.#error);
+    const known = waiting.get(slab);
+    // Asked for again, as urgent perhaps: the first answer is as good.
+    if (known && request.name === 'put') throw new Error(`Bug: slab ${slab} is being put already`);
+    const one = known ?? Promise.withResolvers<Answered>();
+    if (!known) {
+      waiting.set(slab, one);
+      for (const piece of encodeFrame(request)) this.#session.write(piece);
+    }
+    return one.promise;
+  }
+
+  async #read(): Promise<void> {
+    const reader = new FrameReader('relay');
+    try {
+      for await (const bytes of this.#session.iterator({ destroyOnReturn: false })) {
+        reader.push(bytes);
+        for (let next = reader.next(); next; next = reader.next()) {
+          if ('freeBytes' in next) this.#freeBytes = next.freeBytes;
+          if (next.name === 'held' || next.name === 'full') this.#answer(this.#puts, next.slab, next.name);
+          if (next.name === 'absent') this.#answer(this.#gets, next.slab, undefined);
+          if (next.name === 'slab') this.#answer(this.#gets, next.slab, Buffer.from(next.bytes));
+        }
+      }
+      this.#end(new AppError('peer_unreachable', 'The relay ended the session'));
+    } catch (error) {
+      this.#end(asAppError(error));
+      this.#session.destroy();
+    }
+  }
+
+  /** An answer that nobody waits for is one to a question that was asked twice. */
+  #answer(waiting: Map<number, Waiting>, slab: number, answer: Answered): void {
+    waiting.get(slab)?.resolve(answer);
+    waiting.delete(slab);
+  }
+
+  #note(bytes: number): void {
+    const measure = this.#measure;
+    measure.bytes += bytes;
+    const now = performance.now();
+    const tookMs = now - measure.since;
+    if (tookMs < leastMeasureMs && measure.bytes < 4 * maxSlabBytes) return;
+    const rate = (measure.bytes * 1000) / Math.max(1, tookMs);
+    const before = this.#bytesPerSecond;
+    this.#bytesPerSecond = before === undefined ? rate : before + smoothing * (rate - before);
+    this.#measure = { since: now, bytes: 0 };
+  }
+
+  #end(error: AppError): void {
+    if (this.#error) return;
+    this.#error = error;
+    for (const waiting of [this.#puts, this.#gets]) {
+      for (const one of waiting.values()) one.reject(error);
+      waiting.clear();
+    }
+    this.#gone.resolve(error);
+  }
+}
+
+type Waiting = PromiseWithResolvers<Answered>;

@@ -1,0 +1,98 @@
+/** A client and a relay over one stream, and what sealing keeps from a relay. */
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { Duplex, duplexPair } from 'node:stream';
+import { test } from 'node:test';
+import { newId } from '../model/ids.ts';
+import { MiB } from '../model/units.ts';
+import { newKey, RelayClient, Seal, SlabStore, serveSlabs } from './index.ts';
+
+function start(quotaBytes = 16 * MiB) {
+  const store = new SlabStore({ quotaBytes, availableBytes: () => 2 ** 40, now: () => 0 });
+  store.attach('group', 1000);
+  const [near, far] = duplexPair();
+  const served = serveSlabs({ store, group: 'group', session: far });
+  served.catch(() => {});
+  return { store, client: new RelayClient(near), near, far, served };
+}
+
+test('slabs are put and got, in any order, and dropped', async () => {
+  const { store, client, served } = start();
+  const slabs = Array.from({ length: 20 }, () => randomBytes(50_000));
+  const held = await Promise.all(slabs.map((bytes, index) => client.put(index + 1, bytes)));
+  assert.deepEqual(new Set(held), new Set([true]));
+  assert.equal(client.inFlightBytes, 0);
+  assert.equal(client.freeBytes, store.freeBytes);
+  const got = await Promise.all(slabs.map((_, index) => client.get(index + 1, index % 3 === 0)));
+  for (const [index, bytes] of got.entries()) assert.ok(bytes?.equals(slabs[index]!), `slab ${index + 1}`);
+  assert.equal(await client.get(99, true), undefined);
+  client.drop();
+  assert.equal(await client.get(1, false), undefined);
+  client.close();
+  await served;
+});
+
+test('a relay that is full says so, and goes on with what it has', async () => {
+  const { client } = start(100_000);
+  assert.equal(await client.put(1, randomBytes(60_000)), true);
+  assert.equal(await client.put(2, randomBytes(60_000)), false);
+  assert.ok(client.freeBytes < 60_000);
+  assert.equal((await client.get(1, false))?.length, 60_000);
+});
+
+test('what a guest waits for goes before what nobody waits for', async () => {
+  const { client } = start();
+  for (let slab = 1; slab <= 30; slab++) await client.put(slab, randomBytes(60_000));
+  const order: number[] = [];
+  const asked = Array.from({ length: 29 }, (_, index) =>
+    client.get(index + 1, false).then(() => order.push(index + 1)),
+  );
+  asked.push(client.get(30, true).then(() => order.push(30)));
+  await Promise.all(asked);
+  // What was on its way already is not overtaken.
+  assert.ok(order.indexOf(30) < 15, order.join(' '));
+});
+
+test('when the session breaks, everybody who waits hears of it', async () => {
+  const { client, near } = start();
+  const stuck = new RelayClient(
+    new Duplex({
+      read() {},
+      write(_bytes, _encoding, done) {
+        done();
+      },
+    }),
+  );
+  assert.ok(stuck.isAlive);
+  const got = client.get(1, false);
+  near.destroy(new Error('cut'));
+  await assert.rejects(got, /cut/);
+  await assert.rejects(client.put(1, Buffer.alloc(9)), /cut/);
+  assert.match((await client.gone).message, /cut/);
+  assert.equal(client.isAlive, false);
+});
+
+test('a client that breaks the rules ends its session, and no other', async () => {
+  const { near, served } = start();
+  near.write(Buffer.of(9, 9, 9, 9, 9));
+  await assert.rejects(served, /The other end of a relay/);
+});
+
+test('only the key opens a slab, only under its number, only in its migration', () => {
+  const [key, id] = [newKey(), newId()];
+  const seal = new Seal(key, id);
+  const content = randomBytes(10_000);
+  const sealed = seal.close(7, [content.subarray(0, 5), content.subarray(5)]);
+  assert.ok(seal.open(7, sealed).equals(content));
+  assert.equal(sealed.indexOf(content.subarray(100, 132)), -1);
+  const others = { number: () => seal.open(8, sealed), key: () => new Seal(newKey(), id).open(7, sealed) };
+  for (const [what, open] of Object.entries(others)) assert.throws(open, /is not what was given/, what);
+  assert.throws(() => new Seal(key, newId()).open(7, sealed), /is not what was given/);
+  for (const at of [0, 5000, sealed.length - 1]) {
+    const changed = Buffer.from(sealed);
+    changed[at]! ^= 1;
+    assert.throws(() => seal.open(7, changed), /is not what was given/, `byte ${at}`);
+  }
+  for (const length of [0, 5, 16, sealed.length - 1])
+    assert.throws(() => seal.open(7, sealed.subarray(0, length)), /is not what was given/, `${length} bytes`);
+});

@@ -1,0 +1,110 @@
+/** One session of a relay: takes slabs into the store and gives them back, those first that a guest waits for. */
+import { once } from 'node:events';
+import type { Duplex } from 'node:stream';
+import { encodeFrame, FrameReader, type RelayFrame, relayError } from './frames.ts';
+import type { SlabStore } from './slab-store.ts';
+
+/** A client asks for what it can take; one that asks for more is none of ours. */
+const mostWaiting = 8192;
+
+export interface ServeOptions {
+  store: SlabStore;
+  /** The name of the group in the store, to which the session is attached already. */
+  group: string;
+  session: Duplex;
+}
+
+/** Resolves when the client has ended; throws what broke the session, and destroys it. */
+export async function serveSlabs({ store, group, session }: ServeOptions): Promise<void> {
+  const answers = new Answers(session, (slab) => store.get(group, slab));
+  try {
+    answers.add({ name: 'free', freeBytes: store.freeBytes });
+    await Promise.race([read(), answers.failed]);
+    session.end();
+  } catch (error) {
+    session.destroy();
+    throw error;
+  }
+
+  async function read(): Promise<void> {
+    const reader = new FrameReader('client');
+    for await (const bytes of session.iterator({ destroyOnReturn: false })) {
+      // Whoever does not take the answers may ask nothing more.
+      if (session.writableNeedDrain) await once(session, 'drain');
+      reader.push(bytes);
+      for (let next = reader.next(); next; next = reader.next()) {
+        if (next.name === 'put') {
+          const isHeld = store.put(group, next.slab, next.bytes);
+          answers.add({ name: isHeld ? 'held' : 'full', slab: next.slab, freeBytes: store.freeBytes });
+        } else if (next.name === 'get') {
+          answers.give(next.slab, next.urgent);
+        } else {
+          store.drop(group);
+          answers.add({ name: 'free', freeBytes: store.freeBytes });
+        }
+      }
+    }
+    await answers.written();
+  }
+}
+
+/** Answers on their way out: small ones at once, slabs one after the other as the client takes them. */
+class Answers {
+  readonly #session: Duplex;
+  readonly #find: (slab: number) => Buffer | undefined;
+  readonly #urgent: number[] = [];
+  readonly #others: number[] = [];
+  readonly #failed = Promise.withResolvers<never>();
+  #isGiving = false;
+  #last: Promise<void> = Promise.resolve();
+
+  constructor(session: Duplex, find: (slab: number) => Buffer | undefined) {
+    this.#session = session;
+    this.#find = find;
+    this.#failed.promise.catch(() => {});
+    session.on('error', this.#failed.reject);
+    session.on('close', () => this.#failed.reject(relayError('nothing any more')));
+  }
+
+  get failed(): Promise<never> {
+    return this.#failed.promise;
+  }
+
+  add(answer: RelayFrame): void {
+    for (const piece of encodeFrame(answer)) this.#session.write(piece);
+  }
+
+  give(slab: number, urgent: boolean): void {
+    if (this.#urgent.length + this.#others.length >= mostWaiting)
+      throw relayError('more requests than it may');
+    (urgent ? this.#urgent : this.#others).push(slab);
+    if (!this.#isGiving) this.#last = this.#giveAll().catch(this.#failed.reject);
+  }
+
+  async written(): Promise<void> {
+    await this.#last;
+  }
+
+  async #giveAll(): Promise<void> {
+    this.#isGiving = true;
+    for (;;) {
+      const slab = this.#urgent.shift() ?? this.#others.shift();
+      if (slab === undefined) break;
+      const bytes = this.#find(slab);
+      await this.#write(bytes ? { name: 'slab', slab, bytes } : { name: 'absent', slab });
+    }
+    this.#isGiving = false;
+  }
+
+  /** Resolves when the link has taken it. */
+  #write(answer: RelayFrame): Promise<void> {
+    const pieces = encodeFrame(answer);
+    return new Promise((resolve, reject) => {
+      for (const [index, piece] of pieces.entries())
+        this.#session.write(piece, (error) => {
+          if (error) reject(error);
+          else if (index === pieces.length - 1) resolve();
+        });
+    });
+  }
+}
