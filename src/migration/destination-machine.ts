@@ -10,6 +10,8 @@
  *   owning    --resume-refused, abort--> rejecting
  *   arrived   --abort--> rejecting                           a higher epoch was claimed at the source
  *   arrived   --done--> settled
+ *   arrived   --done--> merging                              relayed: what is missing is with relays, the source is gone
+ *   merging   --completed, vm-ended, restarted--> settled
  *   rejecting --discarded--> rejected
  *   rejected  --done--> absent
  *
@@ -26,7 +28,10 @@ export type DestinationState =
   | { name: 'waiting'; epoch: number; loaded: Loaded; committed: boolean }
   | { name: 'owning'; epoch: number; claimed?: string }
   /** `complete`: no page is missing any more (or the VM has ended, and needs none). */
-  | { name: 'arrived'; epoch: number; complete: boolean }
+  /** `divided`: what is missing is held by relays, and where is in a file of ours: the source is not needed. */
+  | { name: 'arrived'; epoch: number; complete: boolean; divided?: true }
+  /** The source holds nothing any more, and the VM is not whole yet. */
+  | { name: 'merging'; epoch: number }
   | { name: 'rejecting'; reason: string }
   | { name: 'rejected'; reason: string }
   | { name: 'settled'; epoch: number };
@@ -50,7 +55,9 @@ export type DestinationEvent =
   /** The VM's state is whole here (in post-copy: but for pages) and its vCPUs stand still. */
   | { name: 'loaded'; complete: boolean }
   | { name: 'failed'; message: string }
-  | { name: 'resumed'; complete: boolean }
+  | { name: 'resumed'; complete: boolean; divided?: boolean }
+  /** What is missing is held by relays, and where is written down. */
+  | { name: 'divided' }
   /** QEMU said no, and the vCPUs have not run. */
   | { name: 'resume-refused'; message: string }
   | { name: 'completed' }
@@ -58,7 +65,7 @@ export type DestinationEvent =
   | { name: 'vm-ended' }
   /** Nobody came with the ticket in time. */
   | { name: 'expired' }
-  | { name: 'restarted'; found: Found; complete: boolean }
+  | { name: 'restarted'; found: Found; complete: boolean; divided?: boolean }
   | { name: 'retry' }
   | { name: 'claim'; reason: string };
 
@@ -69,7 +76,7 @@ export type DestinationEffect =
   | { name: 'send-prepared' }
   | { name: 'send-refused'; problems: Problem[] }
   | { name: 'send-committed'; epoch: number }
-  | { name: 'send-running'; epoch: number; complete: boolean }
+  | { name: 'send-running'; epoch: number; complete: boolean; divided?: true }
   | { name: 'send-rejected'; reason: string }
   | { name: 'send-gone' }
   | { name: 'send-ask' }
@@ -97,7 +104,7 @@ export const isDestinationOver = (state: DestinationState): boolean =>
 
 /** Whether the VM belongs to this side: whether its vCPUs may run here. */
 export const destinationOwns = (state: DestinationState): boolean =>
-  ['owning', 'arrived', 'settled'].includes(state.name);
+  ['owning', 'arrived', 'merging', 'settled'].includes(state.name);
 
 export function destinationTransition(state: DestinationState, event: DestinationEvent): Answer {
   switch (state.name) {
@@ -111,6 +118,8 @@ export function destinationTransition(state: DestinationState, event: Destinatio
       return whileOwning(state, event);
     case 'arrived':
       return whenArrived(state, event);
+    case 'merging':
+      return whileMerging(state, event);
     case 'rejecting':
       return whileRejecting(state, event);
     case 'rejected':
@@ -194,15 +203,15 @@ function whileOwning(state: In<'owning'>, event: DestinationEvent): Answer {
   const { epoch } = state;
   switch (event.name) {
     case 'resumed':
-      return arrive(epoch, event.complete);
+      return arrive(epoch, event);
     case 'resume-refused':
       return reject(event.message);
     case 'vm-ended':
       // It may have run before it ended, so it is ours, as a crashed VM.
-      return arrive(epoch, true);
+      return arrive(epoch, whole);
     case 'restarted':
-      if (event.found === 'running') return arrive(epoch, event.complete);
-      if (event.found === 'gone') return arrive(epoch, true);
+      if (event.found === 'running') return arrive(epoch, event);
+      if (event.found === 'gone') return arrive(epoch, whole);
       return next(state, { name: 'resume' });
     case 'abort':
       return event.epoch > epoch ? reject(reasonOf(event)) : next(state);
@@ -212,23 +221,42 @@ function whileOwning(state: In<'owning'>, event: DestinationEvent): Answer {
 }
 
 function whenArrived(state: In<'arrived'>, event: DestinationEvent): Answer {
-  const { epoch, complete } = state;
+  const { epoch, complete, divided } = state;
   switch (event.name) {
     case 'completed':
     case 'vm-ended':
-      return complete ? next(state) : arrive(epoch, true);
+      return complete ? next(state) : arrive(epoch, whole);
+    case 'divided':
+      return complete || divided ? next(state) : divide(epoch);
     case 'pages-lost':
+      if (divided) return next(state, running(state));
       return complete ? next(state) : next(state, { name: 'end-vm' });
     case 'restarted':
-      return arrive(epoch, complete || event.complete || event.found === 'gone');
+      if (complete || event.complete || event.found === 'gone') return arrive(epoch, whole);
+      return arrive(epoch, { complete: false, divided: divided || event.divided });
     case 'commit':
     case 'retry':
-      return next(state, running(epoch, complete));
+      return next(state, running(state));
     case 'abort':
-      return event.epoch > epoch ? reject(reasonOf(event)) : next(state, running(epoch, complete));
+      return event.epoch > epoch ? reject(reasonOf(event)) : next(state, running(state));
     case 'done':
+      if (divided) return next({ name: 'merging', epoch });
       // A source that is done serves no pages any more.
       return complete ? next({ name: 'settled', epoch }) : next(state, { name: 'end-vm' });
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+/** Nobody else has a part in it any more. */
+function whileMerging(state: In<'merging'>, event: DestinationEvent): Answer {
+  const settled = (): Answer => next({ name: 'settled', epoch: state.epoch }, { name: 'tidy' });
+  switch (event.name) {
+    case 'completed':
+    case 'vm-ended':
+      return settled();
+    case 'restarted':
+      return event.complete || event.found === 'gone' ? settled() : next(state, { name: 'recover' });
     default:
       return ignoreOrRefuse(state, event);
   }
@@ -271,20 +299,31 @@ function ownIfReady(state: In<'waiting'>, ...otherwise: DestinationEffect[]): An
 
 const howFar = ({ complete }: { complete: boolean }): Loaded => (complete ? 'whole' : 'but-for-pages');
 
-const arrive = (epoch: number, complete: boolean): Answer =>
-  next(
-    { name: 'arrived', epoch, complete },
-    running(epoch, complete),
-    complete ? { name: 'tidy' } : { name: 'recover' },
-  );
+/** Nothing of it is missing, or nothing of it is needed. */
+const whole = { complete: true };
+
+function arrive(
+  epoch: number,
+  { complete, divided }: { complete: boolean; divided?: boolean | undefined },
+): Answer {
+  if (!complete && divided) return divide(epoch);
+  const state: In<'arrived'> = { name: 'arrived', epoch, complete };
+  return next(state, running(state), complete ? { name: 'tidy' } : { name: 'recover' });
+}
+
+function divide(epoch: number): Answer {
+  const state: In<'arrived'> = { name: 'arrived', epoch, complete: false, divided: true };
+  return next(state, running(state), { name: 'recover' });
+}
 
 const reject = (reason: string): Answer =>
   next({ name: 'rejecting', reason }, { name: 'send-rejected', reason }, { name: 'discard' });
 
-const running = (epoch: number, complete: boolean): DestinationEffect => ({
+const running = ({ epoch, complete, divided }: In<'arrived'>): DestinationEffect => ({
   name: 'send-running',
   epoch,
   complete,
+  ...(divided && { divided }),
 });
 
 function ignoreOrRefuse(state: DestinationState, event: DestinationEvent): Answer {

@@ -261,7 +261,7 @@ export class DestinationMigration {
       case 'send-committed':
         return this.#send({ name: 'committed', epoch: effect.epoch });
       case 'send-running':
-        return this.#send({ name: 'running', epoch: effect.epoch, complete: effect.complete });
+        return this.#send({ ...effect, name: 'running' });
       case 'send-rejected':
         return this.#send({ name: 'rejected', reason: effect.reason });
       case 'send-gone':

@@ -65,14 +65,26 @@ const destinationStates: DestinationState[] = [
   { name: 'owning', epoch: 2 },
   { name: 'arrived', epoch: 2, complete: true },
   { name: 'arrived', epoch: 2, complete: false },
+  { name: 'arrived', epoch: 2, complete: false, divided: true },
+  { name: 'merging', epoch: 2 },
   { name: 'rejecting', reason: '' },
   { name: 'rejected', reason: '' },
   { name: 'settled', epoch: 2 },
 ];
 const destinationEvents: DestinationEvent[] = [
-  ...(['pages-lost', 'done', 'made', 'completed', 'discarded', 'vm-ended', 'expired', 'retry'] as const).map(
-    (name) => ({ name }),
-  ),
+  ...(
+    [
+      'pages-lost',
+      'done',
+      'made',
+      'completed',
+      'divided',
+      'discarded',
+      'vm-ended',
+      'expired',
+      'retry',
+    ] as const
+  ).map((name) => ({ name })),
   { name: 'prepare', epoch: 1 },
   { name: 'commit', epoch: 2 },
   { name: 'abort', epoch: 3 },

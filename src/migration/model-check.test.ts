@@ -3,6 +3,7 @@
  * two effects and started again from the journal, QEMUs that die, users who cancel. Checked in every state there is:
  *
  *   never two runners; never two owners
+ *   never a source that has gone with pages that nobody else holds
  *   if nothing more fails, it always comes to an end with one owner and nothing left over
  *
  * And the checker itself is checked: rules with a known mistake in them must be found out.
@@ -14,9 +15,10 @@ import { firstWorld, type Rules, realRules, stepsFrom, type World } from './mode
 import { isRefused } from './protocol.ts';
 import { isSourceOver, sourceOwns, sourceTransition } from './source-machine.ts';
 
-for (const mode of ['precopy', 'postcopy'] as const) {
+for (const mode of ['precopy', 'postcopy', 'relayed'] as const) {
   test(`in ${mode} no failure gives two runners, and all is settled in the end`, (context) => {
-    const isFine = (world: World) => atMostOneRuns(world) && !(mode === 'postcopy' && isBoundTooEarly(world));
+    const isFine = (world: World) =>
+      atMostOneRuns(world) && !isAbandoned(world) && !(mode === 'postcopy' && isBoundTooEarly(world));
     const found = explore({ ...realRules, mode }, isFine);
     context.diagnostic(`${found.states} states, ${found.steps} steps`);
     assert.equal(found.broken, undefined);
@@ -64,6 +66,17 @@ test('the check finds a post-copy that is let go with the release', () => {
     },
   };
   assert.ok(explore(rules, (world) => !isBoundTooEarly(world)).broken);
+});
+
+test('the check finds a source that exits before all is with relays', () => {
+  const rules: Rules = {
+    ...realRules,
+    mode: 'relayed',
+    inFlight: 1,
+    source: (state, event) =>
+      sourceTransition(state, event.name === 'running' ? { ...event, divided: true } : event),
+  };
+  assert.ok(explore(rules, (world) => !isAbandoned(world)).broken);
 });
 
 for (const [mistake, rules] of Object.entries(mistakes)) {
@@ -145,6 +158,10 @@ function atMostOneRuns({ source, destination, sourceQemu, destinationQemu }: Wor
 function isBoundTooEarly({ sourceQemu, destination: { state } }: World): boolean {
   return sourceQemu === 'sent' && state.name === 'waiting' && !state.committed;
 }
+
+/** The source has gone with pages that nobody else holds. */
+const isAbandoned = ({ sourceQemu, pagesMissing, isDivided }: World): boolean =>
+  sourceQemu === 'removed' && pagesMissing && !isDivided;
 
 /** Both halves are over, one side owns, and the other has nothing left. */
 function isSettled(world: World): boolean {

@@ -35,6 +35,8 @@ export interface World {
   /** The last state is `whole` when every byte of it is on its way; `cut` streams never heal in this world. */
   stream: 'none' | 'flowing' | 'whole' | 'cut';
   pagesMissing: boolean;
+  /** Relays hold what is missing, and a file of the destination's says where. */
+  isDivided: boolean;
   /** In flight, without order. */
   toDestination: DestinationEvent[];
   toSource: SourceEvent[];
@@ -43,7 +45,8 @@ export interface World {
 export interface Rules {
   source: typeof sourceTransition;
   destination: typeof destinationTransition;
-  mode: 'precopy' | 'postcopy';
+  /** `relayed`: a pre-copy to the source QEMU, a post-copy to the destination's, and relays for what is missing. */
+  mode: 'precopy' | 'postcopy' | 'relayed';
   /** When the driver says `release` in pre-copy: `device` is the mistake that the checker must find. */
   releaseAt: 'sent' | 'device';
   /** Operators who claim without knowing. */
@@ -77,6 +80,7 @@ export const firstWorld = (): World => ({
   destinationQemu: 'none',
   stream: 'none',
   pagesMissing: false,
+  isDivided: false,
   toDestination: [],
   toSource: [],
 });
@@ -158,7 +162,8 @@ function addDestinationSteps(world: World, rules: Rules, add: Add): void {
     add('destination daemon starts', true, (copy) => {
       copy.destination.up = true;
       const found = destinationQemu === 'none' || destinationQemu === 'crashed' ? 'gone' : destinationQemu;
-      tellDestination(copy, rules, { name: 'restarted', found, complete: !copy.pagesMissing });
+      const { pagesMissing, isDivided: divided } = copy;
+      tellDestination(copy, rules, { name: 'restarted', found, complete: !pagesMissing, divided });
     });
     return;
   }
@@ -196,6 +201,10 @@ function addDestinationSteps(world: World, rules: Rules, add: Add): void {
     if (isGone) tell({ name: 'vm-ended' }, true);
     else if (!world.pagesMissing) tell({ name: 'completed' }, true);
   }
+  if (state.name === 'arrived' && !state.complete && !state.divided && world.isDivided)
+    tell({ name: 'divided' }, true);
+  if (state.name === 'merging' && (isGone || !world.pagesMissing))
+    tell({ name: isGone ? 'vm-ended' : 'completed' }, true);
   if (['waiting', 'arrived', 'rejected'].includes(state.name)) tell({ name: 'retry' }, true);
 }
 
@@ -232,14 +241,21 @@ function addQemuSteps(world: World, rules: Rules, add: Add): void {
   if (destinationQemu === 'waiting' && stream === 'whole')
     add('destination QEMU loads', true, (copy) => {
       copy.destinationQemu = 'loaded';
-      copy.pagesMissing = rules.mode === 'postcopy';
+      copy.pagesMissing = rules.mode !== 'precopy';
     });
   if (destinationQemu === 'waiting' && stream === 'cut')
     add('destination QEMU ends for a broken stream', true, (copy) => {
       copy.destinationQemu = 'crashed';
     });
-  const bothServe = sourceQemu === 'sent' && destinationQemu === 'running';
-  if (world.pagesMissing && bothServe && world.source.up && world.destination.up)
+  const areUp = world.source.up && world.destination.up;
+  const isServed = sourceQemu === 'sent' && areUp;
+  const canDivide = rules.mode === 'relayed' && world.pagesMissing && !world.isDivided && isServed;
+  if (canDivide && ['loaded', 'running'].includes(destinationQemu))
+    add('what is missing is with relays', true, (copy) => {
+      copy.isDivided = true;
+    });
+  const isMerged = world.isDivided && world.destination.up;
+  if (world.pagesMissing && destinationQemu === 'running' && (isServed || isMerged))
     add('last page arrives', true, (copy) => {
       copy.pagesMissing = false;
     });
@@ -324,7 +340,7 @@ function runDestinationEffect(
       if (world.destinationQemu !== 'loaded') return { name: 'vm-ended' };
       if (!goesWell) return { name: 'resume-refused', message: '' };
       world.destinationQemu = 'running';
-      return { name: 'resumed', complete: !world.pagesMissing };
+      return { name: 'resumed', complete: !world.pagesMissing, divided: world.isDivided };
     case 'recover':
     case 'tidy':
       return undefined;
@@ -335,6 +351,7 @@ function runDestinationEffect(
     case 'discard':
       world.destinationQemu = 'none';
       world.pagesMissing = false;
+      world.isDivided = false;
       breakStream(world, true);
       return { name: 'discarded' };
   }

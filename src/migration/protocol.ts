@@ -16,6 +16,12 @@
  *     QEMU quits, files go
  *     done ------------------------------------------->   forgets the migration
  *
+ * Relayed: as post-copy, but what is missing goes to relays, and the destination is told where it is. When all of that is
+ * in its journal:
+ *             <------------------------- running {epoch n+1, complete: false, divided: true}
+ *     QEMU quits, files go: the source holds nothing more
+ *     done ------------------------------------------->   merges on by itself, until the VM is whole
+ *
  * Not so smoothly:
  *     abort {epoch} ---------------------------------->   discards; it never had the right to run
  *             <------------------------- gone             nothing of it is left
@@ -55,8 +61,11 @@ export type ToSource =
   | { name: 'prepared'; ticket: Ticket }
   | { name: 'refused'; problems: Problem[] }
   | { name: 'committed'; epoch: number }
-  /** `cost` with the last one: what the migration cost the destination. */
-  | { name: 'running'; epoch: number; complete: boolean; cost?: MigrationCost }
+  /**
+   * `divided`: what is missing is held by relays, and by the destination where it is, so the source is not needed.
+   * `cost` with the last one: what the migration cost the destination.
+   */
+  | { name: 'running'; epoch: number; complete: boolean; divided?: boolean; cost?: MigrationCost }
   | { name: 'rejected'; reason: string }
   | { name: 'recover'; ticket: Ticket }
   | { name: 'gone' }

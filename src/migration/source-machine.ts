@@ -15,7 +15,7 @@
  *   switching   --running--> leaving
  *   switching   --running--> serving               in post-copy, until the last page is there
  *   switching   --rejected, claim--> taking-back
- *   serving     --running--> leaving
+ *   serving     --running--> leaving                what is missing may be with relays: the source exits all the same
  *   leaving     --discarded--> moved
  *   taking-back --taken-back--> withdrawing
  *   taking-back --running--> leaving
@@ -71,7 +71,7 @@ export type SourceEvent =
   | { name: 'prepared'; ticket: Ticket }
   | { name: 'refused'; problems: Problem[] }
   | { name: 'committed'; epoch: number }
-  | { name: 'running'; epoch: number; complete: boolean }
+  | { name: 'running'; epoch: number; complete: boolean; divided?: boolean }
   | { name: 'rejected'; reason: string }
   | { name: 'gone' }
   | { name: 'ask' }
@@ -322,8 +322,9 @@ function whenEnded(state: In<'ended'>, event: SourceEvent): Answer {
   }
 }
 
-function settleWith({ epoch, complete }: { epoch: number; complete: boolean }): Answer {
-  if (!complete) return next({ name: 'serving', epoch });
+/** Needed as long as pages are missing that nobody else holds. */
+function settleWith({ epoch, complete, divided }: Extract<SourceEvent, { name: 'running' }>): Answer {
+  if (!complete && !divided) return next({ name: 'serving', epoch });
   return next({ name: 'leaving', epoch }, { name: 'discard' });
 }
 
