@@ -14,6 +14,7 @@
  */
 import { pageBytes } from '../../stream/index.ts';
 import { agentError, batchPages } from './frames.ts';
+import { readNumber, unzigzag, writeNumber, zigzag } from './numbers.ts';
 
 export const kinds = ['zero', 'literal', 'set', 'copy', 'delta'] as const;
 export type Kind = (typeof kinds)[number];
@@ -87,12 +88,7 @@ export class BatchWriter {
   }
 
   #number(value: number): void {
-    let left = value;
-    while (left >= 128) {
-      this.#runs[this.#at++] = (left % 128) + 128;
-      left = Math.floor(left / 128);
-    }
-    this.#runs[this.#at++] = left;
+    this.#at = writeNumber(this.#runs, this.#at, value);
   }
 }
 
@@ -115,16 +111,16 @@ export function readBatch(bytes: Buffer, totalPages: number): ReadRun[] {
   while (cursor.at < end) {
     const kind = kinds[bytes[cursor.at++]!];
     if (!kind) throw agentError('a run of an unknown kind');
-    const page = nextPage + unzigzag(number(cursor));
-    const count = number(cursor);
+    const page = nextPage + unzigzag(readNumber(cursor));
+    const count = readNumber(cursor);
     nextPage = page + count;
     const run: ReadRun = { kind, page, count, set: 0, from: 0, dataAt };
     if (kind === 'set') {
-      run.set = number(cursor);
-      run.from = nextBlock + unzigzag(number(cursor));
+      run.set = readNumber(cursor);
+      run.from = nextBlock + unzigzag(readNumber(cursor));
       nextBlock = run.from + count;
     }
-    if (kind === 'copy') run.from = page + unzigzag(number(cursor));
+    if (kind === 'copy') run.from = page + unzigzag(readNumber(cursor));
     if (kind === 'literal' || kind === 'delta') dataAt += count * pageBytes;
     if (kind !== 'zero') pages += count;
     const isInside = page >= 0 && count > 0 && nextPage <= totalPages && run.from >= 0;
@@ -136,17 +132,3 @@ export function readBatch(bytes: Buffer, totalPages: number): ReadRun[] {
   if (dataAt !== bytes.length) throw agentError(`a batch with ${bytes.length - dataAt} bytes too many`);
   return runs;
 }
-
-function number(cursor: { bytes: Buffer; at: number; end: number }): number {
-  let value = 0;
-  for (let factor = 1; factor < 2 ** 40; factor *= 128) {
-    if (cursor.at >= cursor.end) break;
-    const byte = cursor.bytes[cursor.at++]!;
-    value += (byte & 127) * factor;
-    if (byte < 128) return value;
-  }
-  throw agentError('a number without an end');
-}
-
-const zigzag = (value: number): number => (value < 0 ? -2 * value - 1 : 2 * value);
-const unzigzag = (value: number): number => (value % 2 === 1 ? -(value + 1) / 2 : value / 2);

@@ -17,6 +17,10 @@ export const frame = {
   diskBytes: 8,
   diskZeroes: 9,
   diskFlush: 10,
+  division: 11,
+  slab: 12,
+  zeroes: 13,
+  divided: 14,
   // From the destination.
   offer: 64,
   want: 65,

@@ -35,6 +35,26 @@ export class PageBatch {
     else this.entries.push({ page, zeroPages: 1 });
   }
 
+  /** Runs of zero pages, which then are not in it any more. */
+  takeZeroes(): [number, number][] {
+    const zeroes = this.entries.filter(({ zeroPages }) => zeroPages > 0);
+    const others = this.entries.filter(({ zeroPages }) => zeroPages === 0);
+    this.entries.splice(0, this.entries.length, ...others);
+    return zeroes.map(({ page, zeroPages }) => [page, zeroPages]);
+  }
+
+  /** Runs of its pages with content. */
+  get dataRuns(): [number, number][] {
+    const runs: [number, number][] = [];
+    for (const { page, zeroPages } of this.entries) {
+      if (zeroPages > 0) continue;
+      const last = runs.at(-1);
+      if (last && last[0] + last[1] === page) last[1] += 1;
+      else runs.push([page, 1]);
+    }
+    return runs;
+  }
+
   clear(): void {
     this.entries.length = 0;
     this.dataPages = 0;

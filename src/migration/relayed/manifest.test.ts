@@ -1,0 +1,127 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { newId } from '../../model/ids.ts';
+import { newKey } from '../../relay/index.ts';
+import { BlockTable } from '../../stream/index.ts';
+import { PageSet } from '../condensed/page-set.ts';
+import {
+  type Division,
+  encodeDivision,
+  encodeSlab,
+  parseDivision,
+  parseRuns,
+  parseSlab,
+} from './division.ts';
+import { Manifest } from './manifest.ts';
+
+const division: Division = {
+  migrationId: newId(),
+  key: newKey(),
+  group: 'ab'.repeat(32),
+  relays: [newId(), newId(), newId()],
+  replicas: 2,
+};
+const table = new BlockTable([{ name: 'pc.ram', sizeBytes: 4096 * 1000 }]);
+const layout = { sectionId: 2, table };
+const bodyOf = (frame: Buffer): Buffer => frame.subarray(5);
+
+test('a division comes out as it went in; nothing else is one', () => {
+  assert.deepEqual(parseDivision(bodyOf(encodeDivision(division))), division);
+  const wrong: Record<string, unknown>[] = [
+    { key: 'short' },
+    { group: 'AB'.repeat(32) },
+    { relays: ['edge2'] },
+    { relays: Array.from({ length: 33 }, () => newId()) },
+    { replicas: 0 },
+    { migrationId: '../..' },
+  ];
+  const json = JSON.parse(bodyOf(encodeDivision(division)).toString());
+  for (const change of wrong)
+    assert.throws(
+      () => parseDivision(Buffer.from(JSON.stringify({ ...json, ...change }))),
+      /a division that is none/,
+    );
+  for (const text of ['', 'null', '[]', '{'])
+    assert.throws(() => parseDivision(Buffer.from(text)), /The agent/);
+});
+
+test('slabs come out as they went in, cut anywhere they are none', () => {
+  const run = fc.tuple(fc.integer({ min: 0, max: 900 }), fc.integer({ min: 1, max: 100 }));
+  const slabs = fc.record(
+    {
+      slab: fc.integer({ min: 1, max: 2 ** 32 - 1 }),
+      sealedBytes: fc.integer({ min: 0, max: 2 ** 31 }),
+      holders: fc.uniqueArray(fc.integer({ min: 0, max: 2 }), { minLength: 1, maxLength: 3 }),
+      runs: fc.array(run, { minLength: 1, maxLength: 20 }),
+    },
+    { noNullPrototype: true },
+  );
+  fc.assert(
+    fc.property(slabs, (slab) => assert.deepEqual(parseSlab(bodyOf(encodeSlab(slab)), 1000, 3), slab)),
+  );
+  const wire = bodyOf(encodeSlab({ slab: 1, sealedBytes: 5, holders: [0, 2], runs: [[700, 200]] }));
+  for (let end = 0; end < wire.length; end++)
+    assert.throws(() => parseSlab(wire.subarray(0, end), 1000, 3), /The agent/, `${end} bytes`);
+  assert.throws(() => parseSlab(wire, 800, 3), /a run of 200 pages from 700/);
+  assert.throws(() => parseSlab(wire, 1000, 2), /that the relays 0, 2 hold/);
+  assert.throws(() => parseRuns(Buffer.of(0, 0), 1000), /a run of 0 pages/);
+});
+
+test('a page is in the last slab that has it, or zero, or nobody knows', () => {
+  const manifest = new Manifest(division, layout);
+  manifest.add({
+    slab: 1,
+    sealedBytes: 10,
+    holders: [0, 1],
+    runs: [
+      [0, 10],
+      [20, 5],
+    ],
+  });
+  manifest.add({ slab: 2, sealedBytes: 10, holders: [1, 2], runs: [[5, 10]] });
+  manifest.addZeroes([[100, 900]]);
+  assert.equal(manifest.slabOf(4)?.slab, 1);
+  assert.equal(manifest.slabOf(7)?.slab, 2);
+  assert.equal(manifest.slabOf(100), undefined);
+  const missing = new PageSet(1000);
+  missing.addRange(0, 15);
+  missing.addRange(500, 100);
+  assert.equal(manifest.firstUncovered(missing), -1);
+  missing.add(17);
+  assert.equal(manifest.firstUncovered(missing), 17);
+  assert.throws(
+    () => manifest.add({ slab: 2, sealedBytes: 1, holders: [0], runs: [[0, 1]] }),
+    /slab 2 twice/,
+  );
+});
+
+test('a manifest is read from its file as it was, and one that is cut short is none', () => {
+  const manifest = new Manifest(division, layout);
+  for (let slab = 1; slab < 20; slab++)
+    manifest.add({ slab, sealedBytes: 1000 + slab, holders: [slab % 3], runs: [[slab * 10, 7]] });
+  manifest.addZeroes([
+    [300, 10],
+    [400, 1],
+  ]);
+  const bytes = manifest.toBytes();
+  const read = Manifest.fromBytes(bytes);
+  assert.deepEqual(read.division, division);
+  assert.deepEqual(read.slabs, manifest.slabs);
+  assert.deepEqual(read.zeroes.runs(), [
+    [300, 10],
+    [400, 1],
+  ]);
+  assert.deepEqual(read.layout.table.blocks, table.blocks);
+  assert.ok(read.toBytes().equals(bytes));
+  let whole = 0;
+  for (let end = 0; end < bytes.length; end++)
+    try {
+      Manifest.fromBytes(bytes.subarray(0, end));
+      whole += 1;
+    } catch {
+      // As it should.
+    }
+  // It cannot know of frames that are missing as a whole: the file is put in its place in one step.
+  assert.equal(whole, 20);
+});

@@ -1,0 +1,47 @@
+/**
+ * Which relays a slab goes to. Pure: what is known of each relay in, places out. Nothing is reserved there, so all of
+ * it is a guess that a relay may answer with *full*.
+ */
+
+export interface RelayView {
+  /** Neither dead, nor asked for this slab already. */
+  canBeAsked: boolean;
+  /** What it said last that it would take. */
+  freeBytes: number;
+  /** Sent and not answered yet. */
+  inFlightBytes: number;
+  /** How fast it takes slabs; `undefined` before that was measured. */
+  bytesPerSecond: number | undefined;
+}
+
+/** The numbers of the relays; `wait` while they are busy with others; `none` when there will never be enough. */
+export type Placement = { relays: number[] } | 'wait' | 'none';
+
+/** A relay may always have so much under way. */
+const leastWindowBytes = 1024 * 1024;
+/** And this long it may take with what it has. */
+const windowS = 0.25;
+const mostWindowBytes = 8 * 1024 * 1024;
+
+/** `count` different relays that hold the slab soonest; of equal ones those with the most room. */
+export function place(views: readonly RelayView[], slabBytes: number, count: number): Placement {
+  const candidates = views
+    .map((view, relay) => ({ relay, view, doneS: secondsUntilHeld(view, slabBytes, views) }))
+    .filter(({ view }) => view.canBeAsked && view.freeBytes - view.inFlightBytes >= slabBytes);
+  if (candidates.length < count) return 'none';
+  const ready = candidates.filter(({ view }) => view.inFlightBytes < windowOf(view));
+  if (ready.length < count) return 'wait';
+  ready.sort((a, b) => a.doneS - b.doneS || roomOf(b.view) - roomOf(a.view));
+  return { relays: ready.slice(0, count).map(({ relay }) => relay) };
+}
+
+export const windowOf = ({ bytesPerSecond }: Pick<RelayView, 'bytesPerSecond'>): number =>
+  Math.min(mostWindowBytes, Math.max(leastWindowBytes, (bytesPerSecond ?? 0) * windowS));
+
+const roomOf = ({ freeBytes, inFlightBytes }: RelayView): number => freeBytes - inFlightBytes;
+
+/** One that was not measured yet counts as the fastest of the others, so that it soon will be. */
+function secondsUntilHeld(view: RelayView, slabBytes: number, all: readonly RelayView[]): number {
+  const fastest = Math.max(1, ...all.map(({ bytesPerSecond }) => bytesPerSecond ?? 0));
+  return (view.inFlightBytes + slabBytes) / (view.bytesPerSecond ?? fastest);
+}
