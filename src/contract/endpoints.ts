@@ -52,6 +52,7 @@ export const endpoints = {
   limitMigration: { method: 'PUT', path: '/v1/migrations/{migration}/limits' },
   checkMigration: { method: 'POST', path: '/v1/migrations/{migration}/check' },
   prepareNetwork: { method: 'PUT', path: '/v1/migrations/{migration}/network' },
+  turnNetwork: { method: 'POST', path: '/v1/migrations/{migration}/network/turn' },
   giveBackNetwork: { method: 'DELETE', path: '/v1/migrations/{migration}/network' },
   tellMigration: { method: 'POST', path: '/v1/migrations/{migration}/messages' },
 

@@ -60,6 +60,8 @@ export interface SourceSurroundings {
   discard: () => Promise<void>;
   onState?: (state: SourceState) => void;
   onProgress?: (progress: MigrationProgress) => void;
+  /** The vCPUs have stopped here, and mostly for good. */
+  onStopped?: () => void;
   tellOperator: (message: string) => void;
   onFailure: (error: AppError) => void;
 }
@@ -210,7 +212,10 @@ export class SourceMigration {
   }
 
   #watch(event: QmpEvent): void {
-    if (event.name === 'STOP') this.#tracker.paused();
+    if (event.name === 'STOP') {
+      this.#tracker.paused();
+      this.#around.onStopped?.();
+    }
     if (event.name === 'MIGRATION' && event.data.status === 'postcopy-active')
       this.#tracker.enteredPostcopy();
   }

@@ -119,8 +119,10 @@ test('the home keeps the MAC of a VM that is away, as the answers to its ARP end
 });
 
 test('a VM that comes home, or has no address to change, needs nothing', () => {
-  for (const plan of [planSource, planDestination])
-    assert.deepEqual(plan(handoff('stretch')), { before: [], after: [] });
+  for (const plan of [planSource, planDestination]) {
+    const { before, after } = plan(handoff('stretch'));
+    assert.deepEqual([...before, ...after], []);
+  }
 });
 
 test('without continuity the guest takes its new address after the move', () => {
@@ -141,4 +143,18 @@ test('no program of a plan is given a word that it could take for an option or a
     { tunnel: { ...tunnel, vni: 0 } },
   ])
     assert.throws(() => planDestination({ ...preJoin, ...bad }), { code: 'invalid_request' });
+});
+
+test('while the VM stands still its frames are turned to where it will run', () => {
+  assert.deepEqual(planSource(preJoin).turn, []);
+  assert.deepEqual(planDestination(preJoin).turn.flatMap(linesOf), [
+    `bridge fdb replace ${next.mac} dev vipabcdef01n1 master dynamic`,
+  ]);
+  assert.deepEqual(planSource(stretch).turn.flatMap(linesOf), [
+    `bridge fdb replace ${last.mac} dev vipx0000ab master dynamic`,
+  ]);
+  const arriving = `bridge fdb replace ${last.mac} dev vipabcdef01n0 master dynamic`;
+  assert.deepEqual(planDestination(stretch).turn.flatMap(linesOf), [arriving]);
+  const { tunnel: _none, ...home } = stretch;
+  assert.deepEqual(planDestination(home).turn.flatMap(linesOf), [arriving]);
 });

@@ -9,6 +9,9 @@
  *   stretch   before: the destination has a bridge for the VM alone, joined by a tunnel to the LAN of the VM's home, with
  *             the gateway's address and MAC, and a route to the VM's address. They stay while the VM is there.
  *   none      before: the address is reserved. After: the guest takes it.
+ *
+ * As soon as the VM stands still, frames for it are turned to where it will run: they wait in the queue of its tap there
+ * and are the first that it hears. Else they are lost, and TCP's next try is up to a second later.
  */
 import type { Uuid } from '../model/ids.ts';
 import type { Continuity } from '../model/vm.ts';
@@ -23,6 +26,7 @@ import {
   planTunnelRemoval,
   type Tunnel,
   tunnelMtu,
+  tunnelName,
 } from './tunnel-plan.ts';
 
 export interface Handoff {
@@ -58,6 +62,8 @@ export interface HandoffStep {
 export interface HandoffPlan {
   /** In this order, before the VM moves. */
   before: HandoffStep[];
+  /** When the VM stands still. Never undone: a bridge learns where a VM is from the first frame that it sends. */
+  turn: Action[];
   /** When it has moved. What fails here is told, and does not take the VM back. */
   after: Action[];
 }
@@ -71,22 +77,30 @@ export function planSource(handoff: Handoff): HandoffPlan {
   const { continuity, tunnel, last, next } = handoff;
   if (continuity === 'mptcp' && tunnel && next) {
     const { before, remove } = planPreJoin(handoff, tunnel, next);
-    return { before, after: [remove] };
+    return { before, turn: [], after: [remove] };
   }
-  if (continuity === 'stretch' && tunnel) return { before: [planHomeEnd(handoff, tunnel)], after: [] };
-  if (continuity === 'none' && next) return { before: [planPrepare(last, next, lanMtu)], after: [] };
-  return { before: [], after: [] };
+  if (continuity === 'stretch' && tunnel) {
+    const turn = [planTurn(last, tunnelName(tunnel.vni))];
+    return { before: [planHomeEnd(handoff, tunnel)], turn, after: [] };
+  }
+  if (continuity === 'none' && next)
+    return { before: [planPrepare(last, next, lanMtu)], turn: [], after: [] };
+  return { before: [], turn: [], after: [] };
 }
 
 export function planDestination(handoff: Handoff): HandoffPlan {
-  const { owner, vmId, continuity, bridge, tunnel, last, next } = handoff;
-  if (continuity === 'stretch' && tunnel) return { before: [planAwayEnd(handoff, tunnel)], after: [] };
-  if (!next) return { before: [], after: [] };
+  const { owner, vmId, continuity, bridge, serving, waiting = 0, tunnel, last, next } = handoff;
+  if (continuity === 'stretch') {
+    const before = tunnel ? [planAwayEnd(handoff, tunnel)] : [];
+    return { before, turn: [planTurn(last, tapName(vmId, serving))], after: [] };
+  }
+  if (!next) return { before: [], turn: [], after: [] };
   const finish: Action = { kind: 'guest', step: { name: 'finish', next, last, mtu: lanMtu } };
-  if (continuity !== 'mptcp' || !tunnel) return { before: [], after: [finish] };
+  if (continuity !== 'mptcp' || !tunnel) return { before: [], turn: [], after: [finish] };
   const { up, down } = planTunnel({ ...tunnel, owner, vmId, bridge });
   return {
     before: [{ name: 'tunnel', run: host(up), undo: host(down) }],
+    turn: [planTurn(next, tapName(vmId, waiting))],
     // The tunnel first: with it goes what the bridge had learned, that the VM is at its other end.
     after: [host(down), finish],
   };
@@ -104,6 +118,10 @@ export const knowAway = (bridge: string, last: GuestPlace): Command => {
   const place = [addressOf(last), 'dev', requireDeviceName(bridge)];
   return ['ip', 'neighbour', 'replace', ...place, 'lladdr', last.mac, 'nud', 'permanent'];
 };
+
+/** Frames for this interface of the VM leave its bridge by the device, until it is heard from elsewhere. */
+const planTurn = ({ mac }: GuestPlace, device: string): Action =>
+  host([['bridge', 'fdb', 'replace', mac, 'dev', device, 'master', 'dynamic']]);
 
 /** When a stretched VM has left: the bridge, the tunnel, and with them the route. */
 export function planAwayEndRemoval(owner: Uuid, vmId: Uuid, serving: number, vni: number): Command[] {

@@ -86,6 +86,14 @@ export const migrationRoutes = {
     reply: schema.PreparedNetwork,
     errors: ['unsupported', 'no_free_address'],
   },
+  turnNetwork: {
+    summary: 'Told by the source: the VM stands still, and frames for it wait at the destination from now on',
+    tag: 'migrations',
+    access: 'peer',
+    params: migration,
+    status: 204,
+    errors: [],
+  },
   giveBackNetwork: {
     summary: 'Asked by the source: the VM does not come, or is there no longer',
     tag: 'migrations',

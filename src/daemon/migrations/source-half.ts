@@ -100,6 +100,7 @@ export function makeSource(
         isOver = true;
         end().catch(tell.failure);
       },
+      onStopped: () => void networks.source.turn(id),
       ...(onProgress ? { onProgress } : {}),
       tellOperator: (message) => tell.attention(message),
       onFailure: (error) => tell.failure(error),

@@ -14,7 +14,7 @@ import {
   planHomeEnd,
 } from '../../network/index.ts';
 import type { Managed } from '../vms/registry.ts';
-import { perform, performAnyway } from './effects.ts';
+import { perform, performAnyway, turnFrames } from './effects.ts';
 import type { HandoffParts, PreparedNetwork, PrepareNetwork } from './parts.ts';
 import type { HandoffRecord } from './record.ts';
 
@@ -90,6 +90,13 @@ export class DestinationNetworks {
     await this.#parts.guard();
     await this.#perform(planHomeEnd(handoff, handoff.tunnel!).run);
     return answer;
+  }
+
+  /** The VM stands still at the source: its frames wait here. */
+  async turn(id: Uuid): Promise<void> {
+    const record = this.#parts.store.handoffs.get(id);
+    if (record?.role !== 'destination') return;
+    await turnFrames(this.#parts, id, planDestination(record.handoff).turn);
   }
 
   /** Gives up what was prepared, for one that may; nothing there is no error. */

@@ -1,6 +1,8 @@
 /** Does what a plan of `network/` says: on the host, and in the guest through its agent. */
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { FastifyBaseLogger } from 'fastify';
 import { AppError } from '../../model/errors.ts';
+import type { Uuid } from '../../model/ids.ts';
 import {
   type Action,
   type Command,
@@ -14,6 +16,7 @@ import type { Machine } from '../../vm/machine.ts';
 
 const agentAnswersMs = 10_000;
 const undoTimeoutMs = 60_000;
+const turnTimeoutMs = 3_000;
 /** An agent that has just been moved may take a while to hear us again. */
 const tries = 5;
 const tryAgainMs = 1_000;
@@ -43,6 +46,22 @@ export async function performAnyway(
       if (!removesWhatIsGone(await present(run, signal), [program, ...args]))
         await attempt(() => run(program, args, { signal }));
   return failures;
+}
+
+export const notTurned = 'the frames of a VM that stands still are not turned';
+
+/** At once: the VM stands still. A failure is told. */
+export async function turnFrames(
+  { run, log }: { run: Run; log: FastifyBaseLogger },
+  migrationId: Uuid,
+  actions: readonly Action[],
+): Promise<void> {
+  const signal = AbortSignal.timeout(turnTimeoutMs);
+  try {
+    for (const action of actions) await perform(action, { run, machine: undefined, signal });
+  } catch (error) {
+    log.warn({ err: error, migrationId }, notTurned);
+  }
 }
 
 /** Errors: `agent_unavailable`, `qemu_failed`; `timeout` when not all peers have joined. */

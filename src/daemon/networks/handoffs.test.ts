@@ -65,6 +65,7 @@ class Site {
       ask: async (peerId, id, question) =>
         world.site(peerId).destination.prepare(id, question as never, { id: this.id, name: this.name }),
       giveBack: async (peerId, id) => world.site(peerId).destination.drop(id),
+      tellTurn: async (peerId, id) => world.site(peerId).destination.turn(id),
     };
     this.source = new SourceNetworks(parts);
     this.destination = new DestinationNetworks(parts);

@@ -35,4 +35,6 @@ export interface HandoffParts {
     signal: AbortSignal,
   ) => Promise<PreparedNetwork>;
   giveBack: (peerId: Uuid, migrationId: Uuid) => Promise<void>;
+  /** Tells a peer that the VM stands still. */
+  tellTurn: (peerId: Uuid, migrationId: Uuid) => Promise<void>;
 }

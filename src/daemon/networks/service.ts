@@ -47,6 +47,8 @@ export interface NetworksOptions {
 
 /** The peer may make bridges and tunnels, which is some processes. */
 const askTimeoutMs = 30_000;
+/** The VM stands still for no longer than that. */
+const turnTimeoutMs = 3000;
 const sweepEveryMs = 30_000;
 
 export class Networks {
@@ -82,6 +84,7 @@ export class Networks {
       gatewayMacOf: (bridge, gateway) => this.#gatewayMacOf(bridge, gateway),
       ask: (peerId, id, question, signal) => this.#ask(peerId, id, question, signal),
       giveBack: (peerId, id) => this.#giveBack(peerId, id),
+      tellTurn: (peerId, id) => this.#tellTurn(peerId, id),
     };
     this.source = new SourceNetworks(parts);
     this.destination = new DestinationNetworks(parts);
@@ -120,6 +123,12 @@ export class Networks {
     // One whose VM has begun to come is over when its migration is.
     if (record?.role === 'destination' && record.expiresAt === undefined) return;
     await this.destination.drop(id);
+  }
+
+  /** Told by a peer. Errors: `forbidden`. */
+  async turn(id: Uuid, caller: Principal): Promise<void> {
+    this.#require(id, caller);
+    await this.destination.turn(id);
   }
 
   #require(id: Uuid, caller: Principal): { id: Uuid; name: string } {
@@ -225,6 +234,13 @@ export class Networks {
     await this.#options.fleet().client.fetch(this.#peer(peerId), `/v1/migrations/${id}/network`, {
       method: 'DELETE',
       timeoutMs: askTimeoutMs,
+    });
+  }
+
+  async #tellTurn(peerId: Uuid, id: Uuid): Promise<void> {
+    await this.#options.fleet().client.fetch(this.#peer(peerId), `/v1/migrations/${id}/network/turn`, {
+      method: 'POST',
+      timeoutMs: turnTimeoutMs,
     });
   }
 

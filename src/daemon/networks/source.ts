@@ -13,7 +13,7 @@ import {
   planSource,
 } from '../../network/index.ts';
 import type { Managed } from '../vms/registry.ts';
-import { perform, performAnyway } from './effects.ts';
+import { notTurned, perform, performAnyway, turnFrames } from './effects.ts';
 import type { HandoffParts } from './parts.ts';
 import type { HandoffRecord } from './record.ts';
 
@@ -76,6 +76,20 @@ export class SourceNetworks {
       await this.#undo(id, managed);
       throw error;
     }
+  }
+
+  /** The VM stands still. A turn that fails costs the tries of its peers, and nothing else. */
+  async turn(id: Uuid): Promise<void> {
+    const { store, tellTurn } = this.#parts;
+    const record = store.handoffs.get(id);
+    if (record?.role !== 'source' || record.handoff.continuity === 'none') return;
+    const { peer, handoff } = record;
+    await Promise.all([
+      tellTurn(peer.id, id).catch((error) =>
+        this.#parts.log.warn({ err: error, migrationId: id }, notTurned),
+      ),
+      turnFrames(this.#parts, id, planSource(handoff).turn),
+    ]);
   }
 
   /** The VM has left: what it needed here goes; a LAN that is stretched to it stays. */

@@ -11,6 +11,7 @@ type Names =
   | 'limitMigration'
   | 'checkMigration'
   | 'prepareNetwork'
+  | 'turnNetwork'
   | 'giveBackNetwork'
   | 'tellMigration';
 
@@ -26,6 +27,10 @@ export const migrationHandlers = ({ migrations, networks, vms }: Cloudlet): Hand
   limitMigration: ({ params, body }) => migrations.setLimits(params.migration, body),
   checkMigration: ({ body }) => migrations.halves.check(body),
   prepareNetwork: ({ params, body, caller }) => networks.prepare(params.migration, body, caller!),
+  turnNetwork: async ({ params, caller }) => {
+    await networks.turn(params.migration, caller!);
+    return undefined;
+  },
   giveBackNetwork: async ({ params, caller }) => {
     await networks.giveBack(params.migration, caller!);
     return undefined;
