@@ -1,7 +1,7 @@
 /**
- * The demo: two cloudlets, a Debian guest made through the API on one of them, a clone of it while it runs; then the
+ * Two cloudlets that share nothing, a Debian guest made through the API on one of them, a clone of it while it runs; then the
  * guest moves to the other cloudlet and back, disk and memory, while it writes to both and talks to a client. On the
- * way back the link is cut for 30 s. The guest checks its data itself. `npm run demo` sets everything up first.
+ * way back the link is cut for 30 s. The guest checks its data itself. `npm run demo:migrate` sets everything up first.
  */
 import { openAsBlob } from 'node:fs';
 import { readFile } from 'node:fs/promises';

@@ -1,237 +1,119 @@
 /**
- * The walk: three cloudlets in a lab of network namespaces, 20 ms and 350 Mbit/s between them, and a Debian guest that
- * serves a stream to a device over one MPTCP connection. The device walks c1, c2, c3, c1; its VM follows by itself.
+ * The demo: three cloudlets in a lab of network namespaces, 20 ms and 350 Mbit/s between them, and a Debian guest that
+ * serves a stream to a device over one connection. The device walks c1, c2, c3, c1; its VM follows by itself.
  *
- *   npm run demo:walk [-- --json] [-- --keep]
+ *   npm run demo [-- --continuity stretch] [-- --json] [-- --keep]
  *
- * `--json` prints the table as JSON and nothing else on standard output; `--keep` leaves the lab up.
+ * By default the connection is MPTCP's and changes its addresses. With `--continuity stretch` it is plain TCP: the VM
+ * keeps its address, and so does the device at its end, its cellular one, while its radio walks. `--json` prints the
+ * table as JSON and nothing else on standard output; `--keep` leaves the lab up.
  */
-import { openAsBlob } from 'node:fs';
-import { readFile } from 'node:fs/promises';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs, styleText } from 'node:util';
-import Table from 'cli-table3';
-import { type LabCloudlet, LabFleet } from '../src/lab/fleet.ts';
-import { guestImage } from '../src/lab/guests.ts';
+import { createOutput } from '../src/cli/output.ts';
 import { Lab } from '../src/lab/lab.ts';
-import { MiB } from '../src/model/units.ts';
-import type { Decision } from '../src/sdk/node.ts';
-import { type Gap, Programs, type StreamEnd } from './programs.ts';
+import { type Handoff, Walk, type WalkOptions, walkVm } from '../src/lab/walk.ts';
+import type { StreamEnd } from '../src/lab/walk-programs.ts';
+import { formatBytes } from '../src/model/units.ts';
+import { StatusLine } from './status-line.ts';
 
 const { values: options } = parseArgs({
-  options: { json: { type: 'boolean', default: false }, keep: { type: 'boolean', default: false } },
+  options: {
+    json: { type: 'boolean', default: false },
+    keep: { type: 'boolean', default: false },
+    continuity: { type: 'string', default: 'mptcp' },
+  },
 });
-const vm = 'web';
-const device = 'phone';
-const [echoPort, streamPort] = [7001, 7002];
+const { continuity } = options;
+if (continuity !== 'mptcp' && continuity !== 'stretch')
+  throw new Error(`--continuity is '${continuity}', wanted mptcp or stretch`);
+
 /** What a guest without KVM can send on a busy machine. */
 const streamBps = 4_000_000;
-const patienceMs = 300_000;
 /** Below the rate of the WAN, so that the stream has room beside the migration. */
-const migration = { mode: 'precopy', bandwidthBps: 200_000_000 };
+const migration = { engine: 'condensed', mode: 'hybrid', bandwidthBps: 200_000_000 };
 const config = { follow: { measureEveryMs: 5000, cooldownMs: 5000, migration } };
+const way = ['c1', 'c2', 'c3', 'c1'];
 
-const began = performance.now();
-const say = (text: string): void => {
-  const at = `${((performance.now() - began) / 1000).toFixed(1)} s`.padStart(8);
-  console.error(`${styleText('dim', at)}  ${text}`);
-};
+const status = new StatusLine(process.stderr);
 const interrupted = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'] as const)
   process.once(name, () => interrupted.abort(new Error(`ended by ${name}`)));
 const { signal } = interrupted;
 
-interface Handoff {
-  from: string;
-  to: string;
-  /** From the first sign of the device's walk to the decision. */
-  decisionMs: number;
-  /** From the device's arrival to the begin of the migration. */
-  attachedToStartedMs: number;
-  totalMs: number;
-  downtimeMs: number;
-  /** Since the epoch: the device was in its new LAN, and the VM beside it. */
-  arrivedMs: number;
-  settledMs: number;
-  rttBeforeMs: number;
-  rttViaWanMs: number;
-  rttAfterMs: number;
-}
-
-async function until<T>(what: string, ask: () => Promise<T | undefined>): Promise<T> {
-  const deadline = performance.now() + patienceMs;
-  for (;;) {
-    signal.throwIfAborted();
-    const found = await ask().catch(() => undefined);
-    if (found !== undefined && found !== false) return found;
-    if (performance.now() > deadline) throw new Error(`waited in vain for ${what}`);
-    await sleep(100, undefined, { signal });
-  }
-}
-
-/** The VM is there with its servers. */
-async function prepare(cloudlets: LabCloudlet[]): Promise<void> {
-  const [{ viper }] = cloudlets as [LabCloudlet];
-  for (const each of cloudlets)
-    await each.viper.importImage({
-      body: await openAsBlob(guestImage('debian')),
-      query: { alias: 'debian' },
-    });
-  const hardware = { memoryBytes: 256 * MiB, nets: [{ network: 'lan' }, { network: 'lan' }] };
-  const body = { name: vm, image: 'debian', instanceType: 'small', hardware, continuity: 'mptcp' as const };
-  await viper.wait(await viper.createVm({ body, signal }), { signal });
-  await until('the guest', async () => (await viper.getGuest({ params: { vm }, signal })).hostname);
-  const servers = await readFile(new URL('../src/lab/probes/servers.py', import.meta.url), 'utf8');
-  const exec = (script: string, input?: string) =>
-    viper.execInGuest({
-      params: { vm },
-      body: { argv: ['/bin/sh', '-c', script], ...(input === undefined ? {} : { input }) },
-      signal,
-    });
-  await exec('cat >/root/servers.py', servers);
-  const start = `mptcpize run python3 /root/servers.py ${echoPort} ${streamPort} ${streamBps}`;
-  await exec(`setsid ${start} </dev/null >/run/servers.log 2>&1 & sleep 0.1`);
-  await until(
-    'the servers',
-    async () => (await exec('grep listening /run/servers.log')).exitCode === 0 || undefined,
-  );
-}
-
-async function addressOf({ viper }: LabCloudlet): Promise<string> {
-  const { attachment } = await viper.getVm({ params: { vm }, signal });
-  return attachment!.place.address.split('/')[0]!;
-}
-
-/** One step of the walk, and the VM's way after the device. */
-async function follow(world: {
-  lab: Lab;
-  programs: Programs;
-  from: LabCloudlet;
-  to: LabCloudlet;
-}): Promise<Handoff> {
-  const { lab, programs, from, to } = world;
-  const rttBeforeMs = await programs.ping(await addressOf(from));
-  const known = new Set(
-    (await from.viper.listDecisions({ query: { limit: 200 }, signal })).items.map(({ id }) => id),
-  );
-  const leftMs = Date.now();
-  await lab.move(device, { to: to.name, gapMs: 300, signal });
-  say(`${device} walked from ${from.name} to ${to.name}`);
-  const pinging = programs.ping(await addressOf(from));
-  const latest = async (isIt: (decision: Decision) => boolean) =>
-    (await from.viper.listDecisions({ query: { limit: 200 }, signal })).items.find(
-      (decision) => !known.has(decision.id) && isIt(decision),
-    );
-  const decision = await until('a decision', () => latest(({ acted }) => acted));
-  const rttViaWanMs = await pinging;
-  const operation = await from.viper.getOperation({ params: { operation: decision.operationId! }, signal });
-  const arrivedMs = await until('the arrival', async () => programs.arrivedAfter(leftMs));
-  say(
-    `${from.name} decided in ${decision.tookMs.toFixed(0)} ms: ${decision.outcome} to ${decision.target?.name} (${decision.trigger.message})`,
-  );
-  const over = await until('the handoff', () => latest(({ result }) => result !== undefined));
-  if (!over.result!.moved) throw new Error(`${vm} did not move to ${to.name}: ${over.result!.message}`);
-  await until(
-    'the VM there',
-    async () => (await to.viper.getVm({ params: { vm }, signal })).state === 'running' || undefined,
-  );
-  const address = await until('its new address', async () => {
-    const now = await addressOf(to);
-    return now.startsWith(lab.site(to.name).lan.split('.').slice(0, 2).join('.')) ? now : undefined;
+/** Numbers are in ms, so that the table fits 80 columns. */
+function show(handoffs: readonly Handoff[], stream: StreamEnd): void {
+  const output = createOutput(options);
+  const ms = (value: number): string => value.toFixed(value < 10 ? 1 : 0);
+  const rows = handoffs.map((each) => [
+    `${each.from} to ${each.to}`,
+    ...[each.decisionMs, each.attachedToStartedMs, each.totalMs, each.downtimeMs, each.gapMs].map(ms),
+    [each.rttBeforeMs, each.rttViaWanMs, each.rttAfterMs].map(ms).join(' / '),
+    `${(each.sentBytes / 1e6).toFixed(1)} of ${(each.contentBytes / 1e6).toFixed(0)}`,
+  ]);
+  const head = ['handoff', 'decided', 'started', 'total', 'stopped', 'gap', 'RTT via WAN', 'MB sent'];
+  output.show({ continuity, handoffs, stream }, () => {
+    output.table(head, rows, 'no handoff');
+    output.line('');
+    output.line('in ms; decided: after the sign of the walk; started: after the arrival in the LAN;');
+    output.line('stopped: no vCPU ran; gap: the longest silence of the application then');
+    const sent = handoffs.reduce((sum, each) => sum + each.sentBytes, 0);
+    const content = handoffs.reduce((sum, each) => sum + each.contentBytes, 0);
+    output.line(`${formatBytes(sent)} of ${formatBytes(content)} had to travel`);
+    const verified = stream.verifiedBytes.toLocaleString('en');
+    output.line(styleText('bold', `1 TCP connection, 0 resets, ${verified} bytes verified`));
   });
-  await programs.flows();
-  const settledMs = Date.now();
-  const rttAfterMs = await programs.ping(address);
-  const { totalMs = 0, downtimeMs = 0 } = over.result!;
-  say(`${vm} is at ${to.name}: ${totalMs.toFixed(0)} ms in all, ${downtimeMs.toFixed(0)} ms stopped`);
-  return {
-    from: from.name,
-    to: to.name,
-    decisionMs: decision.tookMs,
-    attachedToStartedMs: Date.parse(operation.createdAt) - arrivedMs,
-    totalMs,
-    downtimeMs,
-    arrivedMs,
-    settledMs,
-    rttBeforeMs,
-    rttViaWanMs,
-    rttAfterMs,
-  };
 }
 
-/** The longest silence of the application from the device's arrival until its VM had settled; 0 if all were under 100 ms. */
-const gapOf = ({ arrivedMs, settledMs }: Handoff, gaps: Gap[]): number =>
-  Math.max(
-    0,
-    ...gaps.filter(({ fromMs, toMs }) => toMs > arrivedMs && fromMs < settledMs).map(({ ms }) => ms),
-  );
-
-function show(handoffs: Handoff[], { gaps, stream }: { gaps: Gap[]; stream: StreamEnd }): void {
-  if (options.json) {
-    const rows = handoffs.map((each) => ({ ...each, gapMs: gapOf(each, gaps) }));
-    console.log(JSON.stringify({ handoffs: rows, stream }));
-    return;
-  }
-  const table = new Table({
-    head: ['handoff', 'attached to start', 'total', 'downtime', 'gap', 'RTT before', 'via WAN', 'after'],
-    style: { head: [] },
-  });
-  const ms = (value: number): string => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
-  for (const each of handoffs)
-    table.push([
-      `${each.from} to ${each.to}`,
-      ...[each.attachedToStartedMs, each.totalMs, each.downtimeMs, gapOf(each, gaps)].map(ms),
-      ...[each.rttBeforeMs, each.rttViaWanMs, each.rttAfterMs].map(ms),
-    ]);
-  console.log(table.toString());
-  console.log(`1 TCP connection, 0 resets, ${stream.verifiedBytes} bytes verified`);
-}
-
-async function walk(lab: Lab): Promise<void> {
-  await using fleet = await LabFleet.create(lab);
-  const cloudlets: LabCloudlet[] = [];
-  for (const { name } of lab.layout.sites) cloudlets.push(await fleet.add(name, config));
-  say('three cloudlets in one fleet, 20 ms and 350 Mbit/s apart; a phone at c1');
-  await prepare(cloudlets);
-  const first = cloudlets[0]!;
-  const address = await addressOf(first);
-  say(`${vm} runs at c1 with the address ${address}, and serves a stream over MPTCP`);
-  const { mac, addressAt } = lab.device(device);
-  const made = await first.viper.createDevice({
-    body: { name: device, vm, macs: [mac], addresses: [addressAt(lab.site('c1'))] },
-    signal,
-  });
-  await using programs = new Programs({
+async function demo(lab: Lab): Promise<void> {
+  const watch: WalkOptions = {
     lab,
-    device,
-    companion: { url: first.url, caFile: first.caFile, token: made.secret },
-    echo: `${address}:${echoPort}`,
-    stream: `${address}:${streamPort}`,
-    onSample: (bps) => process.stderr.isTTY && process.stderr.write(`\r${(bps / 1e6).toFixed(1)} Mbit/s \r`),
-  });
-  await programs.flows();
-  await until('the first report of the device', async () => programs.isReporting || undefined);
+    config,
+    continuity: continuity as WalkOptions['continuity'],
+    streamBps,
+    signal,
+    tell: (text) => status.say(text),
+    onEcho: ({ rttMs, silentMs }) => status.update({ rttMs, silentMs }),
+    onStream: ({ bps }) => status.update({ bps }),
+    onDecision: ({ reasons }) => {
+      for (const reason of reasons.slice(0, 2)) status.say(`  ${reason}`);
+    },
+    onProgress: (progress) => status.update({ progress }),
+  };
+  await using walk = await Walk.begin(watch);
   const handoffs: Handoff[] = [];
-  const way = [...cloudlets, first];
-  for (const [index, from] of way.slice(0, -1).entries())
-    handoffs.push(await follow({ lab, programs, from, to: way[index + 1]! }));
-  const end = await programs.end();
-  if (end.stream.brokenBy !== undefined) throw new Error(`the connection broke: ${end.stream.brokenBy}`);
-  show(handoffs, end);
-  if (options.keep) await fleet.leave();
+  for (const [index, from] of way.slice(0, -1).entries()) {
+    const to = way[index + 1]!;
+    const handoff = await walk.handOff(from, to);
+    handoffs.push(handoff);
+    const { totalMs, gapMs, sentBytes, contentBytes } = handoff;
+    status.say(
+      `${walkVm} is at ${to}: ${(totalMs / 1000).toFixed(1)} s in all, silent for ${gapMs.toFixed(0)} ms; ` +
+        `${formatBytes(sentBytes)} of ${formatBytes(contentBytes)} travelled`,
+    );
+  }
+  const stream = await walk.end();
+  status.clear();
+  show(handoffs, stream);
+  if (options.keep) await walk.leave();
 }
 
+// Several demos may run at a time.
 const lab = await Lab.up({
-  name: 'walk',
+  name: `w${process.pid.toString(36)}`,
   cloudlets: ['c1', 'c2', 'c3'],
-  devices: [{ name: device, at: 'c1' }],
+  devices: [{ name: 'phone', at: 'c1', ...(continuity === 'stretch' ? { cellular: {} } : {}) }],
 });
 try {
-  await walk(lab);
-  if (options.keep) await lab.stay();
+  await demo(lab);
+  if (options.keep) {
+    await lab.stay();
+    status.say(`the lab stays: viper lab status --lab ${lab.name}; viper lab down --lab ${lab.name}`);
+  }
 } catch (error) {
+  status.clear();
   console.error(styleText('red', `failed: ${(error as Error).message}`));
   process.exitCode = signal.aborted ? 130 : 1;
 } finally {
-  if (!options.keep) await lab[Symbol.asyncDispose]();
+  if (!options.keep || process.exitCode) await lab[Symbol.asyncDispose]();
+  status.clear();
 }

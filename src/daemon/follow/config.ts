@@ -1,7 +1,7 @@
 /** What an operator may set about following devices: `follow` in config.json, every field of it optional. */
 import { type Static, Type } from 'typebox';
 import { defaultDecisionPolicy, defaultLoadPolicy, defaultTriggerPolicy } from '../../follow/index.ts';
-import { migrationModes } from '../../model/migration.ts';
+import { migrationEngines, migrationModes } from '../../model/migration.ts';
 
 const Exact = <T extends Parameters<typeof Type.Object>[0]>(properties: T) =>
   Type.Object(properties, { additionalProperties: false });
@@ -38,6 +38,7 @@ export const FollowConfigFile = Exact({
   migration: Type.Optional(
     Exact({
       mode: Type.Optional(Type.Enum([...migrationModes])),
+      engine: Type.Optional(Type.Enum([...migrationEngines, 'auto'])),
       bandwidthBps: Type.Optional(Type.Integer({ minimum: 1_000_000, maximum: 1_000_000_000_000 })),
     }),
   ),

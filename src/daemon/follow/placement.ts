@@ -233,11 +233,12 @@ export class Placement {
 
   /** The migration that a decision asks for; `deviceAddress` is that of the device in the LAN there. */
   requestFor(to: Uuid, deviceAddress?: string): MigrateRequest {
-    const { mode, bandwidthBps } = this.#options.config.migration;
+    const { mode, engine, bandwidthBps } = this.#options.config.migration;
     return {
       to,
       ...(deviceAddress === undefined ? {} : { device: deviceAddress }),
       ...(mode ? { mode } : {}),
+      ...(engine ? { engine } : {}),
       ...(bandwidthBps === undefined ? {} : { limits: { bandwidthBps } }),
     };
   }

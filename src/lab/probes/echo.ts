@@ -16,10 +16,24 @@ export interface EchoOptions {
   to: Endpoint;
   protocol: 'udp' | 'tcp';
   intervalMs: number;
+  /** The address of ours that it is asked from; what the route says if absent. */
+  from?: string;
   /** Ends it. */
   signal: AbortSignal;
   /** Called for each answer: which, when it was asked and when it came, in ms since the epoch. */
   onAnswer?: (answer: { sequence: number; sentMs: number; receivedMs: number }) => void;
+  everyMs?: number;
+  onSample?: (sample: EchoSample) => void;
+}
+
+/** What has been heard since the sample before. */
+export interface EchoSample {
+  /** Since the epoch. */
+  atMs: number;
+  /** The shortest round trip; undefined in a silence. */
+  rttMs: number | undefined;
+  /** How long the silence lasts by now. */
+  silentMs: number;
 }
 
 export interface EchoSummary {
@@ -40,11 +54,13 @@ const maxKept = 1_000_000;
 export const nowMs = (): number => performance.timeOrigin + performance.now();
 
 export async function probeEcho(options: EchoOptions): Promise<EchoSummary> {
-  const { to, protocol, intervalMs, signal, onAnswer } = options;
+  const { to, protocol, intervalMs, from, signal, onAnswer, everyMs, onSample } = options;
   const meter = new GapMeter();
   const rtts: number[] = [];
   let sent = 0;
   let received = 0;
+  let shortestMs = Number.POSITIVE_INFINITY;
+  let heardMs = nowMs();
   const take = (message: Buffer) => {
     const sequence = Number(message.readBigUInt64BE(0));
     const sentMs = message.readDoubleBE(8);
@@ -52,9 +68,12 @@ export async function probeEcho(options: EchoOptions): Promise<EchoSummary> {
     received += 1;
     if (rtts.length < maxKept) rtts.push(receivedMs - sentMs);
     meter.sign(receivedMs);
+    shortestMs = Math.min(shortestMs, receivedMs - sentMs);
+    heardMs = receivedMs;
     onAnswer?.({ sequence, sentMs, receivedMs });
   };
-  const channel = protocol === 'udp' ? await openUdp(to, take) : await openTcp(to, take, signal);
+  const channel =
+    protocol === 'udp' ? await openUdp({ to, from }, take) : await openTcp({ to, from }, take, signal);
   const ask = () => {
     const message = Buffer.allocUnsafe(messageBytes);
     message.writeBigUInt64BE(BigInt(sent), 0);
@@ -64,8 +83,16 @@ export async function probeEcho(options: EchoOptions): Promise<EchoSummary> {
   };
   ask();
   const timer = setInterval(ask, intervalMs);
+  const sample = () => {
+    const atMs = nowMs();
+    const rttMs = Number.isFinite(shortestMs) ? shortestMs : undefined;
+    shortestMs = Number.POSITIVE_INFINITY;
+    onSample?.({ atMs, rttMs, silentMs: atMs - heardMs });
+  };
+  const sampling = everyMs === undefined ? undefined : setInterval(sample, everyMs);
   const brokenBy = await Promise.race([channel.broken, aborted(signal)]);
   clearInterval(timer);
+  clearInterval(sampling);
   meter.end(nowMs());
   channel.close();
   return { sent, received, rttMs: spread(rtts), longestGap: meter.longest, gaps: meter.gaps, brokenBy };
@@ -77,8 +104,14 @@ interface Channel {
   broken: Promise<string>;
 }
 
-async function openUdp(to: Endpoint, take: (message: Buffer) => void): Promise<Channel> {
+interface Way {
+  to: Endpoint;
+  from: string | undefined;
+}
+
+async function openUdp({ to, from }: Way, take: (message: Buffer) => void): Promise<Channel> {
   const socket = createSocket('udp4');
+  if (from !== undefined) socket.bind(0, from);
   socket.on('message', (message) => {
     if (message.length === messageBytes) take(message);
   });
@@ -91,8 +124,12 @@ async function openUdp(to: Endpoint, take: (message: Buffer) => void): Promise<C
   };
 }
 
-async function openTcp(to: Endpoint, take: (message: Buffer) => void, signal: AbortSignal): Promise<Channel> {
-  const socket = connect({ ...to, noDelay: true });
+async function openTcp(
+  { to, from }: Way,
+  take: (message: Buffer) => void,
+  signal: AbortSignal,
+): Promise<Channel> {
+  const socket = connect({ ...to, noDelay: true, ...(from === undefined ? {} : { localAddress: from }) });
   await once(socket, 'connect', { signal });
   let rest: Buffer = Buffer.alloc(0);
   socket.on('data', (bytes) => {

@@ -2,13 +2,13 @@
  * Measuring programs, to be run where a device or a guest is (`viper lab run phone -- node src/lab/probes/main.ts …`):
  *
  *   echo-server   --listen HOST:PORT
- *   echo          --to HOST:PORT [--protocol udp|tcp] [--interval MS] [--for MS] [--csv FILE]
+ *   echo          --to HOST:PORT [--from ADDRESS] [--protocol udp|tcp] [--interval MS] [--every MS] [--for MS] [--csv FILE]
  *   stream-server --listen HOST:PORT [--rate BPS]
- *   stream        --to HOST:PORT [--every MS] [--bytes N] [--for MS] [--csv FILE]
+ *   stream        --to HOST:PORT [--from ADDRESS] [--every MS] [--bytes N] [--for MS] [--csv FILE]
  *
- * Clients print one JSON document a line: `echo` that the first answer came, `stream` a sample each `--every`, and each
- * a summary at its end, which SIGTERM and SIGINT bring about too. They end with 1 if the connection broke or a byte was wrong. Times are
- * milliseconds since the epoch. Servers say `{"kind":"listening"}` once they do.
+ * Clients print one JSON document a line: `echo` that the first answer came, both a sample each `--every` (500 ms), and
+ * each a summary at its end, which SIGTERM and SIGINT bring about too. They end with 1 if the connection broke or a byte
+ * was wrong. Times are milliseconds since the epoch. Servers say `{"kind":"listening"}` once they do.
  */
 import { openSync, writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
@@ -21,6 +21,7 @@ const { positionals, values } = parseArgs({
   options: {
     listen: { type: 'string' },
     to: { type: 'string' },
+    from: { type: 'string' },
     protocol: { type: 'string', default: 'udp' },
     interval: { type: 'string', default: '10' },
     every: { type: 'string', default: '500' },
@@ -87,8 +88,11 @@ switch (positionals[0]) {
     conclude(
       await probeEcho({
         to: endpoint('to'),
+        ...(values.from === undefined ? {} : { from: values.from }),
         protocol: values.protocol,
         intervalMs: count('interval'),
+        everyMs: count('every'),
+        onSample: (sample) => isAnswered && print('sample', sample),
         signal,
         onAnswer: ({ sequence, sentMs, receivedMs }) => {
           if (!isAnswered) print('answered');
@@ -106,6 +110,7 @@ switch (positionals[0]) {
     conclude(
       await receiveStream({
         from: endpoint('to'),
+        ...(values.from === undefined ? {} : { localAddress: values.from }),
         everyMs: count('every'),
         ...(maxBytes === undefined ? {} : { maxBytes }),
         signal,

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-PIECE = 64 * 1024
+PIECE = 16 * 1024
 IDLE_SECONDS = 600
 
 

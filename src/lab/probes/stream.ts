@@ -19,6 +19,8 @@ export interface StreamSample {
 
 export interface StreamOptions {
   from: Endpoint;
+  /** The address of ours that it connects from; what the route says if absent. */
+  localAddress?: string;
   everyMs: number;
   /** It ends after so many. */
   maxBytes?: number;
@@ -40,10 +42,10 @@ export interface StreamSummary {
 const pieceBytes = 64 * 1024;
 
 export async function receiveStream(options: StreamOptions): Promise<StreamSummary> {
-  const { from, everyMs, maxBytes = Number.POSITIVE_INFINITY, signal, onSample } = options;
+  const { from, localAddress, everyMs, maxBytes = Number.POSITIVE_INFINITY, signal, onSample } = options;
   const check = new SequenceCheck();
   const meter = new GapMeter();
-  const socket = connect(from);
+  const socket = connect({ ...from, ...(localAddress === undefined ? {} : { localAddress }) });
   await once(socket, 'connect', { signal });
   const broken = ended(socket);
   const beganMs = nowMs();
