@@ -64,6 +64,7 @@ export interface MigrationParameters {
   'cpu-throttle-increment'?: number;
   'max-cpu-throttle'?: number;
   'multifd-channels'?: number;
+  'multifd-compression'?: 'none' | 'zlib' | 'zstd';
 }
 
 export interface MigrationInfo {

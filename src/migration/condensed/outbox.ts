@@ -3,11 +3,15 @@
  * urgent or last does not stand behind much else. Measures how fast the link takes them.
  */
 import type { Writable } from 'node:stream';
+import type { SessionStats } from '../../link/index.ts';
+import { KiB } from '../../model/units.ts';
 import { delay } from '../../qmp/index.ts';
 
 /** So many frames may be under way; more only make the queue longer. */
 const mostFrames = 4;
 const smoothing = 0.2;
+/** Below this in flight a link may be idle, and what it delivered says nothing of what it could. */
+const busyBytes = 256 * KiB;
 
 export interface OutboxOptions {
   link: Writable;
@@ -22,8 +26,9 @@ export class Outbox {
   readonly #failed = Promise.withResolvers<never>();
   #frames = 0;
   #tail: Promise<void> = Promise.resolve();
-  /** Bytes per second while there was something to send. */
-  #speed: number | undefined;
+  /** What was written of late, and how long that took: buffers take some frames at once, and then one for long. */
+  #lateBytes = 0;
+  #lateMs = 0;
   sentBytes = 0;
 
   constructor(options: OutboxOptions) {
@@ -44,8 +49,14 @@ export class Outbox {
     return this.#frames === 0;
   }
 
+  /** Bytes per second that the link takes while there is something to send; `undefined` when not measured yet. */
   get speed(): number | undefined {
-    return this.#speed;
+    const written = this.#lateBytes === 0 ? undefined : (this.#lateBytes * 1000) / this.#lateMs;
+    const { link } = this.#options;
+    if (!('stats' in link)) return written;
+    const { deliveryRateBps, unacknowledgedBytes } = link.stats as SessionStats;
+    if (deliveryRateBps === 0 || unacknowledgedBytes < busyBytes) return written;
+    return Math.min(written ?? Number.POSITIVE_INFINITY, deliveryRateBps / 8);
   }
 
   /** Rejects when something could not be sent, or at the end. */
@@ -98,9 +109,9 @@ export class Outbox {
     const dueMs = limit === undefined ? 0 : (frameBytes * 8000) / limit;
     const tookMs = performance.now() - startedAt;
     if (dueMs > tookMs + 1) await delay(dueMs - tookMs, signal);
-    const speed = (frameBytes * 1000) / Math.max(0.05, performance.now() - startedAt);
     // Small frames vanish in buffers, and say nothing.
-    if (frameBytes > 32_768)
-      this.#speed = this.#speed === undefined ? speed : this.#speed * (1 - smoothing) + speed * smoothing;
+    if (frameBytes <= 32_768) return;
+    this.#lateBytes = this.#lateBytes * (1 - smoothing) + frameBytes;
+    this.#lateMs = this.#lateMs * (1 - smoothing) + Math.max(0.05, performance.now() - startedAt);
   }
 }
