@@ -66,6 +66,20 @@ test('the downtime is from the stop here to the word of the destination', () => 
   assert.equal(tracker.result.totalMs, 90);
 });
 
+test('each phase lasts until the next one, and the switchover until the VM runs again', () => {
+  let now = 0;
+  const tracker = new ProgressTracker({ memoryBytes: 1000, diskBytes: 0 }, () => now);
+  now = 10;
+  tracker.enter('memory');
+  now = 110;
+  tracker.enter('switchover');
+  now = 140;
+  tracker.resumed();
+  now = 300;
+  tracker.enter('done');
+  assert.deepEqual(tracker.result.phaseMs, { preflight: 10, memory: 100, switchover: 30 });
+});
+
 test('rate and ETA come from what moved, and are missing before anything has', () => {
   let now = 0;
   const tracker = new ProgressTracker({ memoryBytes: 3000, diskBytes: 0 }, () => now);

@@ -42,7 +42,7 @@ export class ProgressTracker {
   #resumedAt: number | undefined;
   #endedAt: number | undefined;
   #wasPostcopy = false;
-
+  readonly #enteredAt = new Map<MigrationPhase, number>();
   #condensed: Condensed = {};
 
   /** `diskBytes` as far as known before the mirror counts them; `now` in ms. */
@@ -52,13 +52,17 @@ export class ProgressTracker {
   ) {
     this.#now = now;
     this.#startedAt = now();
+    this.#enteredAt.set(this.#phase, this.#startedAt);
     this.#memoryTotal = sizes.memoryBytes;
     this.#disk.totalBytes = sizes.diskBytes;
   }
 
   /** A phase that lies behind is not entered again. */
   enter(phase: MigrationPhase): void {
-    if (migrationPhases.indexOf(phase) > migrationPhases.indexOf(this.#phase)) this.#phase = phase;
+    if (migrationPhases.indexOf(phase) > migrationPhases.indexOf(this.#phase)) {
+      this.#phase = phase;
+      this.#enteredAt.set(phase, this.#now());
+    }
     if (phase === 'done') this.#endedAt ??= this.#now();
   }
 
@@ -133,6 +137,7 @@ export class ProgressTracker {
         this.#resumedAt !== undefined && { downtimeMs: this.#resumedAt - this.#pausedAt }),
       ...(info.downtime !== undefined && { qemuDowntimeMs: info.downtime }),
       setupMs: info['setup-time'] ?? 0,
+      phaseMs: this.#phaseMs(),
       rounds: ram?.['dirty-sync-count'] ?? 0,
       memoryBytes,
       diskBytes,
@@ -146,6 +151,18 @@ export class ProgressTracker {
       ...(condensed && { condensed }),
       ...(this.#costThere && { destination: this.#costThere }),
     };
+  }
+
+  #phaseMs(): Partial<Record<MigrationPhase, number>> {
+    const entered = [...this.#enteredAt];
+    return Object.fromEntries(
+      entered.flatMap(([phase, from], at) => {
+        if (phase === 'done') return [];
+        const next = entered[at + 1]?.[1] ?? this.#endedAt ?? this.#now();
+        const to = phase === 'switchover' ? Math.min(next, this.#resumedAt ?? next) : next;
+        return [[phase, Math.round(to - from)]];
+      }),
+    );
   }
 
   #measure(): void {

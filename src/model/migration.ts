@@ -125,6 +125,8 @@ export interface MigrationResult {
   /** By QEMU's own count, where it has one. */
   qemuDowntimeMs?: number;
   setupMs: number;
+  /** How long each phase took that it came to; the switchover ends when the VM runs at the destination. */
+  phaseMs?: Partial<Record<MigrationPhase, number>>;
   rounds: number;
   memoryBytes: number;
   diskBytes: number;

@@ -195,6 +195,11 @@ export const MigrationResult = Exact({
   downtimeMs: Type.Optional(Type.Number()),
   qemuDowntimeMs: Type.Optional(Type.Number()),
   setupMs: Type.Number(),
+  phaseMs: Type.Optional(
+    Type.Record(Type.String(), Type.Number(), {
+      description: 'How long each phase took. The switchover ends when the VM runs at the destination.',
+    }),
+  ),
   rounds: Type.Integer(),
   memoryBytes: Bytes,
   diskBytes: Bytes,
