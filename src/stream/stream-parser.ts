@@ -102,8 +102,26 @@ export class StreamParser {
       this.#handler.tail?.(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
       return;
     }
-    this.#queue.push(bytes);
-    while (this.#step());
+    const queue = this.#queue;
+    let at = 0;
+    // What the bytes before have left begins a record: as much is put behind it as ends it, and all others are read
+    // where they lie.
+    while (queue.length > 0 && at < bytes.length) {
+      const some = Math.min(maxRecordBytes, bytes.length - at);
+      queue.push(bytes.subarray(at, at + some));
+      at += some;
+      while (this.#step());
+      if (queue.length > some) continue;
+      at -= queue.length;
+      queue.drop(queue.length);
+    }
+    if (at === bytes.length) return;
+    queue.lend(bytes.subarray(at));
+    try {
+      while (this.#step());
+    } finally {
+      queue.keep();
+    }
   }
 
   /** Reads one thing; false when bytes are missing for it. */

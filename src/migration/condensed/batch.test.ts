@@ -25,7 +25,7 @@ function written(runs: readonly Run[]): Buffer {
     writer.add(kind, page, count, from, kind === 'set' ? set : 0);
     if (kind === 'literal' || kind === 'delta') writer.data(Buffer.alloc(count * pageBytes, page & 255));
   }
-  return writer.finish();
+  return writer.finish(Buffer.alloc(writer.bytes));
 }
 
 test('a batch says page by page what was put in', () => {

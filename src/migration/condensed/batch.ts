@@ -62,11 +62,22 @@ export class BatchWriter {
     this.#dataBytes += bytes.length;
   }
 
-  finish(): Buffer {
+  /** The most that `finish` will write. */
+  get bytes(): number {
+    return this.#at + this.#dataBytes + maxRunBytes;
+  }
+
+  /** Writes it at the beginning of `to`, which has room for `bytes`. */
+  finish(to: Buffer): Buffer {
     this.#close();
     const runs = this.#runs;
     runs.writeUInt32BE(this.#at - 4, 0);
-    return Buffer.concat([runs.subarray(0, this.#at), ...this.#data], this.#at + this.#dataBytes);
+    let at = runs.copy(to, 0, 0, this.#at);
+    for (const piece of this.#data) {
+      to.set(piece, at);
+      at += piece.length;
+    }
+    return to.subarray(0, at);
   }
 
   #close(): void {

@@ -16,6 +16,8 @@ const retryEvery = 16;
 /** Below this the compressor is never the bottleneck. */
 const smallBytes = 64 * 1024;
 const smoothing = 0.3;
+/** What zstd may add to bytes that it cannot compress, and more. */
+const slackBytes = 8 * 1024;
 
 /** `off` and `always` are for measurements. */
 export type CompressionMode = 'adaptive' | 'off' | 'always';
@@ -36,28 +38,32 @@ export class Compressor {
     this.#mode = mode;
   }
 
-  /** `linkSpeed` in bytes per second; `undefined` when not measured yet. */
-  async squeeze(bytes: Buffer, linkSpeed: number | undefined): Promise<Squeezed & { tookMs: number }> {
-    const pays =
-      this.#mode === 'always' || (this.#mode === 'adaptive' && this.#pays(bytes.length, linkSpeed));
-    if (!pays) {
-      this.#plainInRow += 1;
-      return { compressed: false, bytes, tookMs: 0 };
-    }
-    this.#plainInRow = 0;
+  /** Whether it is worth it for so many bytes. `linkSpeed` in bytes per second; `undefined` when not measured yet. */
+  pays(bytes: number, linkSpeed: number | undefined): boolean {
+    const pays = this.#mode === 'always' || (this.#mode === 'adaptive' && this.#isFaster(bytes, linkSpeed));
+    this.#plainInRow = pays ? 0 : this.#plainInRow + 1;
+    return pays;
+  }
+
+  /** The bytes may change when it is done, and not before. */
+  async squeeze(bytes: Buffer): Promise<Squeezed & { tookMs: number }> {
     const startedAt = performance.now();
-    const squeezed = await compress(bytes, { params: { [constants.ZSTD_c_compressionLevel]: level } });
+    const squeezed = await compress(bytes, {
+      params: { [constants.ZSTD_c_compressionLevel]: level },
+      // Of one piece mostly: each piece more is another turn in a thread, and too large a one is memory for nothing.
+      chunkSize: Math.ceil(bytes.length * Math.min(1, this.#ratio * 1.2)) + slackBytes,
+    });
     const ms = performance.now() - startedAt;
     if (bytes.length > smallBytes) {
       const speed = (bytes.length * 1000) / Math.max(0.01, ms);
       this.#speed = this.#speed === 0 ? speed : smooth(this.#speed, speed);
       this.#ratio = smooth(this.#ratio, squeezed.length / bytes.length);
     }
-    if (squeezed.length >= bytes.length) return { compressed: false, bytes, tookMs: ms };
+    if (squeezed.length >= bytes.length) return { compressed: false, bytes: Buffer.from(bytes), tookMs: ms };
     return { compressed: true, bytes: squeezed, tookMs: ms };
   }
 
-  #pays(bytes: number, linkSpeed: number | undefined): boolean {
+  #isFaster(bytes: number, linkSpeed: number | undefined): boolean {
     if (bytes < smallBytes || linkSpeed === undefined || this.#speed === 0) return true;
     if (this.#plainInRow >= retryEvery) return true;
     // Compressing and sending go on side by side, so the slower of the two counts.
@@ -71,7 +77,11 @@ export class Compressor {
 export async function unsqueeze(squeezed: Squeezed, mostBytes: number): Promise<Buffer> {
   if (!squeezed.compressed) return squeezed.bytes;
   try {
-    return await decompress(squeezed.bytes, { maxOutputLength: mostBytes });
+    // Of one piece, see above.
+    return await decompress(squeezed.bytes, {
+      maxOutputLength: mostBytes,
+      chunkSize: mostBytes + slackBytes,
+    });
   } catch (error) {
     throw agentError(`what cannot be unpacked: ${(error as Error).message}`);
   }

@@ -3,8 +3,11 @@
  * the same already, the number of a block that both ends hold, the number of a page that it has with the same
  * content, what changed since it was sent last, and else the page.
  *
- * A batch carries one digest over the digests of all pages that the destination must make out of what it has itself.
- * What travels whole needs none: TLS vouches for it.
+ * A batch carries two digests: one over all that travels, and one over the pages that the destination must make out of
+ * what it has itself. The first one guards against us, since TLS vouches for the link; the second one against beliefs.
+ *
+ * The digest of a page, by which it is looked for, is what costs most. On a link that is faster than digests are made,
+ * a batch is sent *blind*, without a look, as long as looking has found next to nothing.
  */
 import { AppError } from '../../model/errors.ts';
 import type { EngineStatistics } from '../../model/migration.ts';
@@ -13,10 +16,20 @@ import { pageBytes } from '../../stream/index.ts';
 import { BatchWriter } from './batch.ts';
 import { type CompressionMode, Compressor } from './compression.ts';
 import { DeltaCache } from './delta-cache.ts';
-import { frame, frameOf } from './frames.ts';
+import { frame, frameOf, maxBatchBytes } from './frames.ts';
 import type { PageBatch } from './page-batch.ts';
 import { PageSet } from './page-set.ts';
 import { SentIndex } from './sent-index.ts';
+
+/** Faster links do not wait for digests, as long as one page in so many bytes per second is found. */
+const digestBytesPerSecond = 1e9;
+/** On slower links there is always time for them. */
+const blindFromBytesPerSecond = 150e6;
+/** How often a batch is looked at all the same, to notice that there is something to find again. */
+const lookEvery = 8;
+const smoothing = 0.4;
+/** Less is asked for by a guest that waits, or the end of a round. */
+const smallPages = 64;
 
 export interface CondenserOptions {
   pages: number;
@@ -38,7 +51,12 @@ export class Condenser {
   readonly #deltas: DeltaCache;
   readonly #everSent: PageSet;
   readonly #compressor: Compressor;
+  /** Buffers for batches that are compressed. */
+  readonly #spare: Buffer[] = [];
   #turn: Promise<unknown> = Promise.resolve();
+  /** Of pages that were looked for, the share that was found. */
+  #foundShare = 1;
+  #blindInRow = 0;
   /** The guest runs at the destination: what its memory holds is its own business. */
   #isPostcopy = false;
 
@@ -63,30 +81,60 @@ export class Condenser {
   async condense(batch: PageBatch, options: { plain?: boolean; onTaken: () => void }): Promise<Uint8Array[]> {
     const encoded = this.#turn.then(() => this.#encode(batch, options.plain ?? false));
     this.#turn = encoded.catch(() => {});
-    const { body, digest } = await encoded.finally(options.onTaken);
-    const { statistics, linkSpeed } = this.#options;
-    const squeezed = await this.#compressor.squeeze(body, linkSpeed());
-    statistics.cpuMs.compress += squeezed.tookMs;
+    const { body, digest, scratch } = await encoded.finally(options.onTaken);
     const head = Buffer.alloc(5);
-    head[0] = Number(squeezed.compressed);
     head.writeUInt32BE(body.length, 1);
+    if (!scratch) return frameOf(frame.batch, head, digest, body);
+    const squeezed = await this.#compressor.squeeze(body);
+    this.#spare.push(scratch);
+    this.#options.statistics.cpuMs.compress += squeezed.tookMs;
+    head[0] = Number(squeezed.compressed);
     return frameOf(frame.batch, head, digest, squeezed.bytes);
   }
 
-  async #encode(batch: PageBatch, plain: boolean): Promise<{ body: Buffer; digest: Buffer }> {
-    const { sets, statistics, destinationReads } = this.#options;
+  /** With `scratch` the body is to be compressed, and `scratch` is to be given back then. */
+  async #encode(
+    batch: PageBatch,
+    plain: boolean,
+  ): Promise<{ body: Buffer; digest: Buffer; scratch: Buffer | undefined }> {
+    const { statistics, linkSpeed } = this.#options;
     const { cpuMs } = statistics;
     const content = batch.content.subarray(0, batch.dataPages * pageBytes);
+    const writer = new BatchWriter();
     const startedAt = performance.now();
-    const digests = digestBlocks(content);
-    const digestedAt = performance.now();
+    const isBlind = this.#isBlind(batch, plain);
+    const digests = isBlind ? undefined : digestBlocks(content);
+    cpuMs.digest += performance.now() - startedAt;
+    const references = await this.#choose(batch, { plain, digests, writer, content });
+    if (digests) this.#options.onEncoded?.(batch, digests);
+    const chosenAt = performance.now();
+    const isSqueezed = this.#compressor.pays(writer.bytes, linkSpeed());
+    const scratch = isSqueezed ? (this.#spare.pop() ?? Buffer.allocUnsafeSlow(maxBatchBytes)) : undefined;
+    const body = writer.finish(scratch ?? Buffer.allocUnsafeSlow(writer.bytes));
+    const writtenAt = performance.now();
+    const digest = Buffer.concat([digestOf(body), digestOf(joined(references))]);
+    statistics.guestBytes += content.length;
+    cpuMs.encode += writtenAt - chosenAt;
+    cpuMs.digest += performance.now() - writtenAt;
+    return { body, digest, scratch };
+  }
+
+  /** Puts the pages into the batch, each as what is least; gives the content of those that are made of references. */
+  async #choose(
+    batch: PageBatch,
+    from: { plain: boolean; digests: Buffer | undefined; writer: BatchWriter; content: Buffer },
+  ): Promise<Buffer[]> {
+    const { plain, digests, writer, content } = from;
+    const { sets, statistics, destinationReads } = this.#options;
+    const startedAt = performance.now();
     const found: Uint32Array[] = [];
-    if (!plain && batch.dataPages > 0) for (const set of sets) found.push(await lookup(set, digests));
+    if (digests && !plain && batch.dataPages > 0)
+      for (const set of sets) found.push(await lookup(set, digests));
     const foundAt = performance.now();
     const words = new Uint32Array(content.buffer, content.byteOffset, content.length / 4);
-    const writer = new BatchWriter();
-    const references: Buffer[] = [];
     const mayRead = destinationReads && !plain && !this.#isPostcopy;
+    const references: Buffer[] = [];
+    let known = 0;
     let index = -1;
     for (const { page, zeroPages } of batch.entries) {
       if (zeroPages > 0) {
@@ -95,31 +143,44 @@ export class Condenser {
       }
       index += 1;
       const set = found.findIndex((blocks) => blocks[index] !== noBlock);
-      const origin = mayRead && set < 0 ? this.#sent.find(digests, index) : -1;
+      const origin = mayRead && digests && set < 0 ? this.#sent.find(digests, index) : -1;
+      if (set >= 0 || origin >= 0) known += 1;
       if (origin === page) {
         statistics.pages.unchanged += 1;
         continue;
       }
       const version = words.subarray((index * pageBytes) / 4, ((index + 1) * pageBytes) / 4);
       const delta = mayRead && set < 0 && origin < 0 ? this.#deltas.delta(page, version) : undefined;
-      if (set >= 0) writer.add('set', page, 1, found[set]![index]!, set);
-      else if (origin >= 0) writer.add('copy', page, 1, origin);
-      else if (delta) writer.add('delta', page, 1);
-      else writer.add('literal', page, 1);
       const kind = set >= 0 ? 'set' : origin >= 0 ? 'copy' : delta ? 'delta' : 'literal';
       statistics.pages[kind] += 1;
-      if (kind === 'literal') writer.data(content.subarray(index * pageBytes, (index + 1) * pageBytes));
-      else references.push(digests.subarray(index * digestBytes, (index + 1) * digestBytes));
-      if (delta) writer.data(delta);
+      if (kind === 'set') writer.add(kind, page, 1, found[set]![index]!, set);
+      else if (kind === 'copy') writer.add(kind, page, 1, origin);
+      else writer.add(kind, page, 1);
+      const bytes = content.subarray(index * pageBytes, (index + 1) * pageBytes);
+      if (kind !== 'literal') references.push(bytes);
+      if (kind === 'literal' || delta) writer.data(delta ?? bytes);
       if (!this.#isPostcopy) this.#remember(page, digests, index, version);
     }
-    this.#options.onEncoded?.(batch, digests);
-    const body = writer.finish();
-    statistics.guestBytes += content.length;
-    cpuMs.digest += digestedAt - startedAt;
-    cpuMs.lookup += foundAt - digestedAt;
-    cpuMs.encode += performance.now() - foundAt;
-    return { body, digest: digestOf(Buffer.concat(references)) };
+    if (digests && !plain && batch.dataPages >= smallPages)
+      this.#foundShare += ((known / batch.dataPages) - this.#foundShare) * smoothing;
+    statistics.cpuMs.lookup += foundAt - startedAt;
+    statistics.cpuMs.encode += performance.now() - foundAt;
+    return references;
+  }
+
+  /** Whether digests of the pages would cost more time than they are likely to save. */
+  #isBlind(batch: PageBatch, plain: boolean): boolean {
+    const { linkSpeed, onEncoded } = this.#options;
+    const speed = linkSpeed() ?? 0;
+    if (onEncoded) return false;
+    if (plain) return true;
+    const pays = speed < blindFromBytesPerSecond || this.#foundShare > speed / digestBytesPerSecond;
+    if (pays || batch.dataPages < smallPages || this.#blindInRow >= lookEvery) {
+      this.#blindInRow = 0;
+      return false;
+    }
+    this.#blindInRow += 1;
+    return true;
   }
 
   #zero(writer: BatchWriter, page: number, count: number): void {
@@ -133,9 +194,10 @@ export class Condenser {
     }
   }
 
-  #remember(page: number, digests: Buffer, index: number, version: Uint32Array): void {
+  #remember(page: number, digests: Buffer | undefined, index: number, version: Uint32Array): void {
     if (!this.#options.destinationReads) return;
-    this.#sent.set(page, digests, index);
+    if (digests) this.#sent.set(page, digests, index);
+    else this.#sent.forget(page);
     // What is sent a second time will be sent a third time.
     if (!this.#everSent.add(page)) this.#deltas.put(page, version);
   }
@@ -149,4 +211,13 @@ async function lookup(set: SetIndex, digests: Buffer): Promise<Uint32Array> {
     if (!(error instanceof AppError)) throw error;
     return new Uint32Array(digests.length / digestBytes).fill(noBlock);
   }
+}
+
+/** Pieces of one buffer, one behind the other; copied only where there is something between them. */
+function joined(pieces: readonly Buffer[]): Buffer {
+  const [first] = pieces;
+  if (!first) return Buffer.alloc(0);
+  const bytes = pieces.length * first.length;
+  const isDense = pieces.at(-1)!.byteOffset - first.byteOffset === bytes - first.length;
+  return isDense ? Buffer.from(first.buffer, first.byteOffset, bytes) : Buffer.concat(pieces, bytes);
 }

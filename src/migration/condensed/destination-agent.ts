@@ -36,10 +36,13 @@ import type { GuestRam } from './guest-memory.ts';
 import { type Hello, parseHello, parseLayout } from './handshake.ts';
 import { PageFeed } from './page-feed.ts';
 import { PageSet } from './page-set.ts';
-import { lostSet, type PageRun, Rebuilder } from './rebuilder.ts';
+import { isSqueezed, lostSet, type PageRun, Rebuilder, type Unpacked, unpack } from './rebuilder.ts';
 
 const compress = promisify(zstdCompress);
 const decompress = promisify(zstdDecompress);
+
+/** Batches that are unpacked at once: one while another one is taken, and one more. */
+const mostUnpacking = 3;
 
 /** The ping behind the devices: its answer says that they are loaded. */
 const lastPing = 3;
@@ -75,6 +78,10 @@ export class DestinationAgent {
   #missing = new PageSet(0);
   #asked = new PageSet(0);
   #tail: Buffer | undefined;
+  /** What came so far is taken. */
+  #turn: Promise<void> = Promise.resolve();
+  #unpacking = 0;
+  readonly #broken = Promise.withResolvers<never>();
   /** Of what came, if it is to be remembered. */
   #digests: Buffer | undefined;
   /** The block of QEMU's last request. */
@@ -90,7 +97,7 @@ export class DestinationAgent {
   /** Resolves when QEMU has got all that it needs. Whatever breaks it, link and socket are destroyed. */
   async run(): Promise<void> {
     const { link, qemu } = this.#options;
-    const broken = Promise.withResolvers<never>();
+    const broken = this.#broken;
     broken.promise.catch(() => {});
     qemu.on('error', broken.reject);
     // It may break when nobody reads or writes it any more.
@@ -121,6 +128,7 @@ export class DestinationAgent {
     const { link, sets, memory } = this.#options;
     link.write(encodeJson(frame.offer, { version: protocolVersion, sets, reads: memory !== undefined }));
     for await (const { type, body } of framesOf(link)) {
+      if (type !== frame.batch) await this.#turn;
       if (this.#state === 'done') continue;
       if (type === frame.hello && !this.#hello) await this.#open(parseHello(body));
       else if (!this.#hello) throw agentError(`a frame of type ${type} before its hello`);
@@ -128,11 +136,12 @@ export class DestinationAgent {
       else if (type === frame.opening && !this.#opening) this.#opening = Buffer.from(body);
       else if (type === frame.blocks && !this.#table) await this.#begin(body);
       else if (!this.#table || !this.#feed) throw agentError(`a frame of type ${type} before its blocks`);
-      else if (type === frame.batch) await this.#take(body);
+      else if (type === frame.batch) await this.#takeInTurn(body);
       else if (type === frame.command && !this.#tail) await this.#feed.between(Buffer.from(body));
       else if (type === frame.tail && !this.#tail) await this.#takeTail(body);
       else throw agentError(`a frame of type ${type} out of place`);
     }
+    await this.#turn;
     if (this.#state !== 'done' && !this.#isPlain) throw agentError('its end before the stream was whole');
   }
   #isPlain = false;
@@ -177,8 +186,28 @@ export class DestinationAgent {
     await this.#feed.write(startSection(sectionId, table));
   }
 
-  async #take(body: Buffer): Promise<void> {
-    const { runs, missed } = await this.#rebuilder!.rebuild(body);
+  /** Batches are unpacked side by side, a few of them, and taken one after the other. */
+  async #takeInTurn(body: Buffer): Promise<void> {
+    if (!isSqueezed(body)) {
+      await this.#turn;
+      await this.#take(await unpack(body));
+      return;
+    }
+    const unpacked = unpack(Buffer.from(body));
+    // Waited for in its turn.
+    unpacked.catch(() => {});
+    this.#unpacking += 1;
+    const before = this.#turn;
+    this.#turn = before.then(async () => {
+      await this.#take(await unpacked);
+      this.#unpacking -= 1;
+    });
+    this.#turn.catch(this.#broken.reject);
+    if (this.#unpacking >= mostUnpacking) await before;
+  }
+
+  async #take(batch: Unpacked): Promise<void> {
+    const { runs, missed } = await this.#rebuilder!.rebuild(batch);
     this.#note(runs);
     if (this.#state === 'filling') {
       for (const { page, count } of runs)

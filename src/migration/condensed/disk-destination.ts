@@ -8,7 +8,7 @@ import { type BlockReader, blockBytes, runsOf, type SetName } from '../../pages/
 import { encodeNumbers, parseDiskHello, parseNumbers, parseRagged, parseZeroes } from './disk-frames.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeJson, frame, protocolVersion } from './frames.ts';
-import { lostSet, type PageRun, Rebuilder } from './rebuilder.ts';
+import { lostSet, type PageRun, Rebuilder, unpack } from './rebuilder.ts';
 
 export interface DiskDestinationOptions {
   /** The export; it stays the caller's. */
@@ -34,7 +34,7 @@ export async function takeDisk(options: DiskDestinationOptions): Promise<void> {
         rebuilder = await begin(options, parseDiskHello(body).sets, readers);
       else if (!rebuilder) throw agentError(`a frame of type ${type} before its hello`);
       else if (type === frame.batch) {
-        const { runs, missed } = await rebuilder.rebuild(body);
+        const { runs, missed } = await rebuilder.rebuild(await unpack(body));
         await Promise.all(runs.map((run) => write(disk, run)));
         link.write(encodeNumbers(frame.diskTaken, [batches, ...missed]));
         batches = (batches + 1) % 2 ** 32;

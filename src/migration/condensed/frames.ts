@@ -3,7 +3,7 @@ import { AppError } from '../../model/errors.ts';
 import { KiB, MiB } from '../../model/units.ts';
 import { ByteQueue } from '../../stream/index.ts';
 
-export const protocolVersion = 1;
+export const protocolVersion = 2;
 
 export const frame = {
   // From the source.

@@ -6,11 +6,14 @@ import type { PageRun } from './rebuilder.ts';
 
 /** What is written at a time: what a fault waits behind is this, and what the kernel holds. */
 const chunkBytes = 128 * KiB;
+const endBytes = 64;
 
 export class PageFeed {
   readonly #qemu: Writable;
   readonly #sectionId: number;
   readonly #writer: PageWriter;
+  /** Used again and again: a write is over when the kernel has a copy. */
+  readonly #chunk = Buffer.allocUnsafeSlow(chunkBytes + endBytes);
 
   constructor(qemu: Writable, sectionId: number, table: BlockTable) {
     this.#qemu = qemu;
@@ -33,21 +36,21 @@ export class PageFeed {
 
   async pages(runs: readonly PageRun[]): Promise<void> {
     if (runs.length === 0) return;
-    let buffer = Buffer.allocUnsafe(chunkBytes);
-    let at = beginSection('part', this.#sectionId).copy(buffer);
+    const chunk = this.#chunk;
+    let at = beginSection('part', this.#sectionId).copy(chunk);
     for (const { page, count, content } of runs) {
       for (let index = 0; index < count; index++) {
-        if (at + PageWriter.maxBytes > buffer.length) {
-          await this.write(buffer.subarray(0, at));
-          buffer = Buffer.allocUnsafe(chunkBytes);
+        if (at + PageWriter.maxBytes > chunkBytes) {
+          await this.write(chunk.subarray(0, at));
           at = 0;
         }
         at = content
-          ? this.#writer.page(buffer, at, page + index, content, index * pageBytes)
-          : this.#writer.zeroPage(buffer, at, page + index);
+          ? this.#writer.page(chunk, at, page + index, content, index * pageBytes)
+          : this.#writer.zeroPage(chunk, at, page + index);
       }
     }
-    await this.write(Buffer.concat([buffer.subarray(0, at), sectionEnd(this.#sectionId)]));
+    at += sectionEnd(this.#sectionId).copy(chunk, at);
+    await this.write(chunk.subarray(0, at));
   }
 
   /** The last section of RAM; pages have come before it. */

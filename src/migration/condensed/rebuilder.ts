@@ -7,7 +7,7 @@
  */
 import { AppError } from '../../model/errors.ts';
 import { MiB } from '../../model/units.ts';
-import { type BlockReader, digestBlocks, digestBytes, digestOf } from '../../pages/index.ts';
+import { type BlockReader, digestBytes, digestOf } from '../../pages/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { type ReadRun, readBatch } from './batch.ts';
 import { unsqueeze } from './compression.ts';
@@ -16,6 +16,7 @@ import { agentError, batchPages } from './frames.ts';
 /** More than what fits between us and QEMU: our buffers for it are 1 MiB, the kernel's half of that. */
 const recentPages = (8 * MiB) / pageBytes;
 const mostBodyBytes = batchPages * pageBytes + MiB;
+const headBytes = 5 + 2 * digestBytes;
 
 /** Reads pages as QEMU has them now. */
 export interface PageReader {
@@ -35,6 +36,29 @@ export interface Rebuilt {
   missed: number[];
 }
 
+/** A batch that is sound, no more compressed. */
+export interface Unpacked {
+  bytes: Buffer;
+  /** Of the pages that are to be made of references, one behind the other. */
+  madeDigest: Buffer;
+}
+
+/** Throws for what no source sends, and for what is not what it sent. */
+export async function unpack(body: Buffer): Promise<Unpacked> {
+  if (body.length < headBytes) throw agentError('a batch without a head');
+  const length = body.readUInt32BE(1);
+  if (length > mostBodyBytes) throw agentError(`a batch of ${length} bytes`);
+  // The rest of the body may be another one's when it is unpacked.
+  const head = Buffer.from(body.subarray(0, headBytes));
+  const bytes = await unsqueeze({ compressed: isSqueezed(body), bytes: body.subarray(headBytes) }, length);
+  if (!digestOf(bytes).equals(head.subarray(5, 5 + digestBytes)))
+    throw agentError('a batch whose digest is wrong');
+  return { bytes, madeDigest: head.subarray(5 + digestBytes) };
+}
+
+/** Then it takes a while to unpack, and nothing of it is kept. */
+export const isSqueezed = (body: Buffer): boolean => body[0] === 1;
+
 /** In the place of a set that was offered and is gone: what refers to it is asked for again. */
 export const lostSet: BlockReader = {
   blockCount: 0,
@@ -46,58 +70,65 @@ export class Rebuilder {
   readonly #pages: number;
   readonly #sets: readonly BlockReader[];
   readonly #memory: PageReader | undefined;
-  readonly #recent = Buffer.alloc(recentPages * pageBytes);
-  /** The number of the page's last write, from 1. */
-  readonly #lastWrite: Float64Array;
-  #writes = 0;
+  /**
+   * What is made, one batch behind the other, and again from the beginning when a batch does not fit any more: at
+   * least the last `recentPages` pages are in it.
+   */
+  readonly #ring: Buffer;
+  /** The place of the page's last content in the ring, from 1, counted through all turns of the ring. */
+  readonly #lastPlace: Float64Array;
+  /** How many places were given so far. */
+  #places = 0;
 
   constructor(options: { pages: number; sets: readonly BlockReader[]; memory: PageReader | undefined }) {
     this.#pages = options.pages;
     this.#sets = options.sets;
     this.#memory = options.memory;
     // Whoever cannot read back has nothing referred to.
-    this.#lastWrite = new Float64Array(options.memory ? options.pages : 0);
+    this.#lastPlace = new Float64Array(options.memory ? options.pages : 0);
+    this.#ring = Buffer.allocUnsafeSlow(((options.memory ? recentPages : 0) + 2 * batchPages) * pageBytes);
   }
 
-  /** Batches must come in their order, one after the other. */
-  async rebuild(body: Buffer): Promise<Rebuilt> {
-    if (body.length < 5 + digestBytes) throw agentError('a batch without a head');
-    const digest = Buffer.from(body.subarray(5, 5 + digestBytes));
-    const bodyBytes = body.readUInt32BE(1);
-    if (bodyBytes > mostBodyBytes) throw agentError(`a batch of ${bodyBytes} bytes`);
-    const squeezed = { compressed: body[0] === 1, bytes: body.subarray(5 + digestBytes) };
-    const bytes = await unsqueeze(squeezed, bodyBytes);
+  /**
+   * Batches must come in their order, one after the other. What is given is valid until so many more have come as fill
+   * the ring.
+   */
+  async rebuild({ bytes, madeDigest }: Unpacked): Promise<Rebuilt> {
     const runs = readBatch(bytes, this.#pages);
-    const isReference = ({ kind }: ReadRun) => kind !== 'zero' && kind !== 'literal';
-    const references = runs.filter(isReference).reduce((sum, { count }) => sum + count, 0);
-    const made = Buffer.alloc(references * pageBytes);
+    const references = countPages(runs.filter(isReference));
+    const pages = references + countPages(runs.filter(({ kind }) => kind === 'literal'));
     const fromSets = await this.#readSets(runs);
+    const first = this.#take(pages);
+    const ring = this.#ring.subarray(first * pageBytes, (first + pages) * pageBytes);
     const result: PageRun[] = [];
-    let at = 0;
+    // References first, so that what their digest is over lies in one piece.
+    let [madeAt, literalAt] = [0, references];
     let isWhole = fromSets !== undefined;
     for (const run of runs) {
       const { page, count, kind } = run;
-      const length = count * pageBytes;
       if (kind === 'zero') {
         result.push({ page, count, content: undefined });
         continue;
       }
+      const at = kind === 'literal' ? literalAt : madeAt;
+      const content = ring.subarray(at * pageBytes, (at + count) * pageBytes);
+      const place = this.#places - pages + at;
+      result.push({ page, count, content });
       if (kind === 'literal') {
-        const content = bytes.subarray(run.dataAt, run.dataAt + length);
-        result.push({ page, count, content });
-        this.#keep(page, count, content);
+        content.set(bytes.subarray(run.dataAt, run.dataAt + content.length));
+        this.#note(page, count, place);
+        literalAt += count;
         continue;
       }
-      const content = made.subarray(at, at + length);
-      at += length;
-      result.push({ page, count, content });
-      if (kind !== 'set') isWhole = this.#fromMemory(run, bytes, content) && isWhole;
+      madeAt += count;
+      if (kind !== 'set') isWhole = this.#fromMemory(run, bytes, content, place) && isWhole;
       else {
         fromSets?.get(run)?.copy(content);
-        this.#keep(page, count, content);
+        this.#note(page, count, place);
       }
     }
-    if (references === 0 || (isWhole && digestOf(digestBlocks(made)).equals(digest)))
+    const made = ring.subarray(0, references * pageBytes);
+    if (references === 0 || (isWhole && digestOf(made).equals(madeDigest)))
       return { runs: result, missed: [] };
     const missed = runs
       .filter(isReference)
@@ -131,14 +162,14 @@ export class Rebuilder {
     return isKnown ? contents : undefined;
   }
 
-  #fromMemory(run: ReadRun, bytes: Buffer, to: Buffer): boolean {
+  /** Page by page: the next one of the run may be a copy of this one. */
+  #fromMemory(run: ReadRun, bytes: Buffer, to: Buffer, place: number): boolean {
     try {
       for (let index = 0; index < run.count; index++) {
         const at = index * pageBytes;
         this.#current(run.kind === 'copy' ? run.from + index : run.page + index, to, at);
         if (run.kind === 'delta') xor(to, at, bytes, run.dataAt + at);
-        // At once: the next page of the run may be a copy of this one.
-        this.#keep(run.page + index, 1, to.subarray(at));
+        this.#note(run.page + index, 1, place + index);
       }
       return true;
     } catch (error) {
@@ -148,24 +179,36 @@ export class Rebuilder {
   }
 
   #current(page: number, to: Buffer, at: number): void {
-    const write = this.#lastWrite[page]!;
-    if (write > this.#writes - recentPages && write > 0) {
-      const from = (write % recentPages) * pageBytes;
-      this.#recent.copy(to, at, from, from + pageBytes);
+    const place = this.#lastPlace[page]! - 1;
+    if (place >= 0 && place >= this.#places - recentPages) {
+      const from = (place % this.#ringPages) * pageBytes;
+      this.#ring.copy(to, at, from, from + pageBytes);
     } else if (this.#memory) this.#memory.read(page, 1, to, at);
     else throw new AppError('unsupported', `Page ${page} cannot be read back`);
   }
 
-  #keep(page: number, count: number, content: Buffer): void {
+  get #ringPages(): number {
+    return this.#ring.length / pageBytes;
+  }
+
+  /** Places for so many pages, one behind the other; gives where the first lies in the ring. */
+  #take(pages: number): number {
+    const left = this.#ringPages - (this.#places % this.#ringPages);
+    if (pages > left) this.#places += left;
+    const first = this.#places % this.#ringPages;
+    this.#places += pages;
+    return first;
+  }
+
+  #note(page: number, count: number, place: number): void {
     if (!this.#memory) return;
-    for (let index = 0; index < count; index++) {
-      this.#writes += 1;
-      this.#lastWrite[page + index] = this.#writes;
-      const from = index * pageBytes;
-      content.copy(this.#recent, (this.#writes % recentPages) * pageBytes, from, from + pageBytes);
-    }
+    for (let index = 0; index < count; index++) this.#lastPlace[page + index] = place + index + 1;
   }
 }
+
+const isReference = ({ kind }: ReadRun): boolean => kind !== 'zero' && kind !== 'literal';
+
+const countPages = (runs: readonly ReadRun[]): number => runs.reduce((sum, { count }) => sum + count, 0);
 
 function xor(to: Buffer, at: number, by: Buffer, byAt: number): void {
   for (let index = 0; index < pageBytes; index++) to[at + index]! ^= by[byAt + index]!;
