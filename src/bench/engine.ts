@@ -27,7 +27,7 @@ import { table } from './report.ts';
 
 const memoryMiB = Number(process.env.MIB ?? 1024);
 const blocks = new BlockTable([{ name: 'pc.ram', sizeBytes: memoryMiB * MiB }]);
-const poolPages = 8192;
+const poolPages = 2048;
 const chunkPages = 16;
 
 interface Report {

@@ -162,7 +162,7 @@ export class Condenser {
       if (!this.#isPostcopy) this.#remember(page, digests, index, version);
     }
     if (digests && !plain && batch.dataPages >= smallPages)
-      this.#foundShare += ((known / batch.dataPages) - this.#foundShare) * smoothing;
+      this.#foundShare += (known / batch.dataPages - this.#foundShare) * smoothing;
     statistics.cpuMs.lookup += foundAt - startedAt;
     statistics.cpuMs.encode += performance.now() - foundAt;
     return references;
