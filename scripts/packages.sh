@@ -16,6 +16,8 @@ missing_packages() {
   need nftables nft
   need iputils-ping ping
   need mptcpize mptcpize
+  need wireguard-tools wg
+  need wireguard-go wireguard-go
   if [ -n "${browser:-}" ]; then
     need chromium chromium
     need libnss3-tools certutil

@@ -203,6 +203,7 @@ export class Cloudlet implements AsyncDisposable {
       fleet: this.fleet,
       migrations: () => this.migrations,
       vms: () => this.vms,
+      run,
       log,
     });
     this.linkLimits = new LinkLimits(store, config.migrationBandwidthBps);

@@ -9,6 +9,8 @@ export interface WireguardSite {
   endpoint: { host: string; port: number };
   /** Base64 of 32 bytes. */
   publicKey: string;
+  /** Its own in the tunnel, such as 10.200.0.2/24. */
+  address?: string;
   /** LAN prefixes behind it; they differ within a group. */
   lans: readonly string[];
 }
@@ -50,10 +52,11 @@ export function wireguardConfig(
     `ListenPort = ${listenPort}`,
     `PostUp = wg set %i private-key ${privateKeyFile}`,
   ];
-  for (const { name, endpoint, publicKey, lans } of others) {
+  for (const { name, endpoint, publicKey, address: itsAddress, lans } of others) {
     require_(`publicKey of ${name}`, publicKey, keyPattern);
     require_(`host of ${name}`, endpoint.host, hostPattern);
-    for (const lan of lans) require_(`LAN of ${name}`, lan, prefixPattern);
+    const within = [...(itsAddress === undefined ? [] : [`${itsAddress.split('/')[0]}/32`]), ...lans];
+    for (const prefix of within) require_(`LAN of ${name}`, prefix, prefixPattern);
     const host = endpoint.host.includes(':') ? `[${endpoint.host}]` : endpoint.host;
     lines.push(
       '',
@@ -61,14 +64,15 @@ export function wireguardConfig(
       '[Peer]',
       `PublicKey = ${publicKey}`,
       `Endpoint = ${host}:${endpoint.port}`,
-      `AllowedIPs = ${lans.join(', ')}`,
+      `AllowedIPs = ${within.join(', ')}`,
       'PersistentKeepalive = 25',
     );
   }
   return { interfaceName, text: `${lines.join('\n')}\n` };
 }
 
-function requireDistinctLans(sites: readonly WireguardSite[]): void {
+/** Throws as `wireguardConfig` does. */
+export function requireDistinctLans(sites: readonly WireguardSite[]): void {
   const owners = new Map<string, string>();
   for (const { name, lans } of sites) {
     for (const lan of lans) {

@@ -41,3 +41,11 @@ export { type CloudletNetwork, findNetwork, userNetwork } from './networks.ts';
 export { isTapName, planTap, type TapRequest, tapName } from './tap-plan.ts';
 export { Taps, type TapsOptions } from './taps.ts';
 export { newVni, ownTunnelDevices, type Tunnel } from './tunnel-plan.ts';
+export {
+  listPeersCommand,
+  makeInKernel,
+  makeInUserSpace,
+  planWireguard,
+  planWireguardRemoval,
+  type WireguardInterface,
+} from './wireguard-plan.ts';

@@ -47,6 +47,7 @@ export const Greeting = Exact({
       publicKey: Type.String({ pattern: '^[A-Za-z0-9+/]{43}=$' }),
       host: Type.String({ pattern: '^[A-Za-z0-9.:-]{1,253}$' }),
       port: Type.Integer({ minimum: 1, maximum: 65_535 }),
+      address: Type.Optional(Lan),
     }),
   ),
 });
@@ -121,6 +122,7 @@ export const DeviceStatus = Exact({
   neighbours: Type.Array(Exact({ id: Uuid, name: Name, url: Type.String() }), {
     description: 'Whose RTT the device should measure.',
   }),
+  vmAddress: Type.Optional(Address),
 });
 
 /** One cloudlet gives a device over to the next, ahead of its VM. */

@@ -12,6 +12,7 @@ import { type Fired, ownerOfAddress } from '../../follow/index.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { Decision, DeviceRecord, Trigger } from '../../model/follow.ts';
 import type { Uuid } from '../../model/ids.ts';
+import type { Run } from '../../network/index.ts';
 import type { Config } from '../config.ts';
 import type { Credentials, Principal } from '../credentials.ts';
 import type { EventLog } from '../events.ts';
@@ -27,6 +28,7 @@ import { DeviceWatch } from './device-watch.ts';
 import { type DeviceReport, Devices } from './devices.ts';
 import { Echo } from './echo.ts';
 import { askForFresh, freshVmFor } from './fresh-service.ts';
+import { type GroupsInput, splitsWithout } from './groups.ts';
 import { LoadWatch } from './load-watch.ts';
 import { NearnessDesk } from './nearness.ts';
 import { Neighbours } from './neighbours.ts';
@@ -34,6 +36,7 @@ import { Placement } from './placement.ts';
 import { Profiles, queryOf } from './profiles.ts';
 import { serviceInitiationMs } from './service-initiation.ts';
 import { lansOf } from './sightings.ts';
+import { Vpn } from './vpn.ts';
 
 export interface FollowOptions {
   identity: () => CloudletIdentity;
@@ -46,6 +49,7 @@ export interface FollowOptions {
   fleet: Fleet;
   migrations: () => MigrationService;
   vms: () => VmService;
+  run: Run;
   log: FastifyBaseLogger;
 }
 
@@ -59,6 +63,8 @@ export class Follow implements MigrationCompanion {
   readonly echo: Echo;
   readonly desk: NearnessDesk;
   readonly load: LoadWatch;
+  readonly #vpn: Vpn;
+  #groupsBefore: GroupsInput | undefined;
   readonly #options: FollowOptions;
   readonly #watches = new Map<Uuid, DeviceWatch>();
   readonly #dirty = new Map<Uuid, { bps: number; atMs: number }>();
@@ -84,6 +90,7 @@ export class Follow implements MigrationCompanion {
       () => serviceInitiationMs(store),
       () => this.load.now,
     );
+    this.#vpn = new Vpn({ ...options, groups: () => this.groups() });
     this.neighbours = new Neighbours({
       fleet,
       store,
@@ -97,6 +104,7 @@ export class Follow implements MigrationCompanion {
   start(): void {
     this.neighbours.start();
     this.load.start();
+    this.#vpn.start();
     this.#timer = setInterval(() => this.sync(), syncEveryMs);
     this.#timer.unref();
     this.sync();
@@ -110,13 +118,38 @@ export class Follow implements MigrationCompanion {
     return config.follow.lans ?? lansOf(config.networks);
   }
 
+  /** What the VPN groups are made from. */
+  groups(): GroupsInput {
+    const { identity, config } = this.#options;
+    return {
+      identity: identity(),
+      config: config.follow,
+      lans: this.lans(),
+      peers: this.neighbours.all(),
+    };
+  }
+
+  /** Who has left the fleet may have held a VPN group together. */
+  #tellSplits(): void {
+    const { config, events } = this.#options;
+    if (!config.follow.site) return;
+    const [before, now] = [this.#groupsBefore, this.groups()];
+    this.#groupsBefore = now;
+    const present = new Set(now.peers.map(({ peer }) => peer.id));
+    for (const { peer } of before?.peers ?? []) {
+      if (present.has(peer.id)) continue;
+      for (const { group, parts } of splitsWithout(before!, peer.id))
+        events.append({ kind: 'group.split', data: { group, left: peer.name, parts } });
+    }
+  }
+
   #greeting() {
     const { site, wireguard } = this.#options.config.follow;
-    const { publicKey = '', host = '', port = 0 } = wireguard ?? {};
+    const { publicKey = '', host = '', port = 0, address = '' } = wireguard ?? {};
     return {
       lans: this.lans(),
       ...(site ? { site } : {}),
-      ...(wireguard ? { wireguard: { publicKey, host, port } } : {}),
+      ...(wireguard ? { wireguard: { publicKey, host, port, address } } : {}),
     };
   }
 
@@ -163,10 +196,13 @@ export class Follow implements MigrationCompanion {
   status(device: DeviceRecord): Static<typeof schemas.DeviceStatus> {
     const { id, name, url } = this.#options.identity();
     const near = this.neighbours.all().filter(({ standing }) => standing === 'neighbour');
+    const managed = this.#options.registry.all().find(({ record }) => record.id === device.vmId);
+    const address = managed?.record.attachment?.place.address.split('/')[0];
     return {
       device: this.view(device),
       cloudlet: { id, name, url },
       neighbours: near.slice(0, 32).map(({ peer }) => ({ id: peer.id, name: peer.name, url: peer.url })),
+      ...(address === undefined ? {} : { vmAddress: address }),
     };
   }
 
@@ -193,6 +229,7 @@ export class Follow implements MigrationCompanion {
   /** Brings the watches in line with devices and VMs: watched is a device whose VM runs here. */
   sync(): void {
     if (this.#closed) return;
+    this.#tellSplits();
     const { registry, store, identity, config } = this.#options;
     const running = new Map(registry.all().map((managed) => [managed.record.id, managed]));
     for (const device of this.devices.all()) {
@@ -436,7 +473,9 @@ export class Follow implements MigrationCompanion {
     const { id, vm, peer, result, options, state } = record;
     this.profiles.ended(record);
     const moved = state.name === 'moved';
-    if (moved && result) this.neighbours.transferred(peer.id, result.rateBps, options.limits.bandwidthBps);
+    // A VM that goes condensed sends little for its time; what the link has carried says more.
+    const rateBps = options.engine === 'condensed' ? result?.link?.rateBps : result?.rateBps;
+    if (moved && rateBps) this.neighbours.transferred(peer.id, rateBps, options.limits.bandwidthBps);
     const device = this.devices.ofVm(vm.id);
     const before = this.#before.get(id);
     this.#before.delete(id);
@@ -480,6 +519,7 @@ export class Follow implements MigrationCompanion {
     this.#closed = true;
     clearInterval(this.#timer);
     this.load[Symbol.dispose]();
+    this.#vpn.close();
     for (const id of [...this.#watches.keys()]) this.#unwatch(id);
     await this.neighbours.close();
     await this.echo.close();

@@ -32,17 +32,11 @@ type Names =
 export const followHandlers = (cloudlet: Cloudlet): Handlers<Names> => {
   const { follow } = cloudlet;
   const { devices } = follow;
-  const groups = () => ({
-    identity: cloudlet.identity,
-    config: cloudlet.config.follow,
-    lans: follow.lans(),
-    peers: follow.neighbours.all(),
-  });
   return {
     listNeighbours: () => follow.neighbours.view(),
     greetNeighbour: ({ body, caller }) => follow.neighbours.greeted(cloudletOf(caller!), body),
-    listGroups: () => viewOfGroups(groups()),
-    getGroupConfig: ({ params }) => wireguardOf(groups(), params.group),
+    listGroups: () => viewOfGroups(follow.groups()),
+    getGroupConfig: ({ params }) => wireguardOf(follow.groups(), params.group),
 
     listDevices: ({ query }) => {
       const page = devices.list(query);
