@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { NodeViper } from '../sdk/node.ts';
 import { type Attachment, type CompanionEvent, type CompanionOptions, DeviceCompanion } from './companion.ts';
-import { attachmentOf, measureByHandshake } from './linux.ts';
+import { attachmentOf, measureByHandshake, measureConnections } from './linux.ts';
 
 const inLan = (lan: number): Attachment => ({
   radio: { device: 'wlan0', address: `10.${lan}.0.2` },
@@ -159,6 +159,23 @@ test('the attachment is the radio first, then the cellular link', () => {
   assert.deepEqual(attachmentOf({ cellular: 'wwan0' }, interfaces), wanted);
   const { radio, addresses } = attachmentOf({ radio: 'wlan1', cellular: 'wwan0' }, interfaces);
   assert.deepEqual([radio, addresses], [undefined, ['100.64.0.2']]);
+});
+
+test('connections that something came over of late tell their round trip, without a probe', async () => {
+  const lines = [
+    'ESTAB 0 0 10.1.0.200:5 10.1.0.100:7001 cubic rtt:24.3/2.1 ato:40 lastsnd:9 lastrcv:12 lastack:12',
+    'ESTAB 0 0 10.1.0.200:6 10.1.0.100:7002 cubic rtt:2.5/0.9 ato:40 lastsnd:9 lastrcv:60000 lastack:12',
+  ];
+  const asked: string[] = [];
+  const run = async (program: string, args: readonly string[]) => {
+    asked.push([program, ...args].join(' '));
+    return { stdout: lines.join('\n') };
+  };
+  const { signal } = new AbortController();
+  assert.equal(await measureConnections('10.1.0.100', signal, run), 24.3);
+  assert.deepEqual(asked, ['ss -tniOH state established dst 10.1.0.100']);
+  lines.splice(0);
+  assert.equal(await measureConnections('10.1.0.100', signal, run), undefined);
 });
 
 test('a host that answers has a round trip, a closed port has none', async () => {

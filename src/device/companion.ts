@@ -32,6 +32,8 @@ export interface CompanionOptions {
   attachment: () => Attachment;
   /** Round trip to a cloudlet in ms; undefined if it does not answer. */
   measure: (url: string, signal: AbortSignal) => Promise<number | undefined>;
+  /** Round trip in ms that the connections to this address have had of late; undefined if there are none. */
+  measureConnections?: (address: string, signal: AbortSignal) => Promise<number | undefined>;
   /** Left out where the device has no MPTCP. */
   mptcp?: Pick<MptcpDevice, 'start' | 'left' | 'arrived'>;
   onEvent: (event: CompanionEvent) => void;
@@ -53,6 +55,7 @@ export class DeviceCompanion {
   #isReachable = true;
   #neighbours: DeviceStatus['neighbours'] = [];
   #ownId: string | undefined;
+  #vmAddress: string | undefined;
 
   constructor(options: CompanionOptions) {
     this.#options = options;
@@ -118,6 +121,7 @@ export class DeviceCompanion {
       this.#isReachable = true;
       this.#ownId = status.cloudlet.id;
       this.#neighbours = status.neighbours;
+      this.#vmAddress = status.vmAddress;
       onEvent({ kind: 'reported', lan: status.device.lan?.name });
       const { vmIsHere, vmAt } = status.device;
       if (!vmIsHere && vmAt) this.#goOnAt(vmAt.name, vmAt.url);
@@ -159,10 +163,21 @@ export class DeviceCompanion {
   async #measureAll(signal: AbortSignal): Promise<{ cloudletId: string; rttMs: number }[]> {
     const targets = [...(this.#ownId ? [{ id: this.#ownId, url: this.#url }] : []), ...this.#neighbours];
     const until = AbortSignal.any([signal, AbortSignal.timeout(measureMs)]);
+    const { measure } = this.#options;
     const measured = await Promise.all(
-      targets.map(async ({ id, url }) => ({ id, rttMs: await this.#options.measure(url, until) })),
+      targets.map(async ({ id, url }) => ({
+        id,
+        rttMs: (id === this.#ownId ? await this.#measureVm(until) : undefined) ?? (await measure(url, until)),
+      })),
     );
     return measured.flatMap(({ id, rttMs }) => (rttMs === undefined ? [] : [{ cloudletId: id, rttMs }]));
+  }
+
+  /** What the connections to the VM have measured anyway needs no probe. */
+  async #measureVm(signal: AbortSignal): Promise<number | undefined> {
+    const { measureConnections } = this.#options;
+    if (this.#vmAddress === undefined) return undefined;
+    return measureConnections?.(this.#vmAddress, signal).catch(() => undefined);
   }
 
   /** What the cloudlet tells by itself: where the VM is now. */

@@ -1,3 +1,3 @@
 /** For Linux devices: the companion of a VM that follows. */
 export { type Attachment, type CompanionEvent, type CompanionOptions, DeviceCompanion } from './companion.ts';
-export { attachmentOf, type Links, measureByHandshake, runProgram } from './linux.ts';
+export { attachmentOf, type Links, measureByHandshake, measureConnections, runProgram } from './linux.ts';

@@ -52,5 +52,23 @@ export async function measureByHandshake(url: string, signal: AbortSignal): Prom
   }
 }
 
+/** Longer ago, a round trip says nothing about now. */
+const recentMs = 5000;
+
+/** The shortest round trip that the kernel has of connections to the address that something came over of late. */
+export async function measureConnections(
+  address: string,
+  signal: AbortSignal,
+  run: Run = runProgram,
+): Promise<number | undefined> {
+  const { stdout } = await run('ss', ['-tniOH', 'state', 'established', 'dst', address], { signal });
+  const rtts = stdout.split('\n').flatMap((line) => {
+    const rttMs = Number(/ rtt:([\d.]+)\//.exec(line)?.[1] ?? Number.NaN);
+    const heardMs = Number(/ lastrcv:(\d+)/.exec(line)?.[1] ?? 0);
+    return rttMs > 0 && heardMs <= recentMs ? [rttMs] : [];
+  });
+  return rtts.length === 0 ? undefined : Math.min(...rtts);
+}
+
 export const runProgram: Run = async (program, args, { signal }) =>
   promisify(execFile)(program, [...args], { signal, timeout: 10_000, maxBuffer: 4_000_000 });

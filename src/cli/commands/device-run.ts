@@ -5,6 +5,7 @@ import {
   type CompanionEvent,
   DeviceCompanion,
   measureByHandshake,
+  measureConnections,
   runProgram,
 } from '../../device/index.ts';
 import {
@@ -52,6 +53,7 @@ export function addDeviceRunCommand(device: Command): void {
         connect: (each) => connectNode({ url: each, ...(token ? { token } : {}), ...(ca ? { ca } : {}) }),
         attachment: () => attachmentOf(links),
         measure: measureByHandshake,
+        measureConnections,
         ...(mptcp ? { mptcp } : {}),
         onEvent: (event) => tell(output, event),
       });
