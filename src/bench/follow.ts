@@ -3,9 +3,9 @@
  * device 2 ms and 100 Mbit/s from the one that it is at, a Debian guest that serves it over MPTCP. The device walks from
  * cloudlet to cloudlet, then goes to and fro every 5 s; and what 100 neighbours cost is measured.
  *
- *   npm run bench:follow [-- --handoffs 20] [--ping-pong SECONDS] [--out DIRECTORY]
+ *   npm run bench:follow [-- --handoffs 26] [--ping-pong SECONDS] [--within SECONDS] [--out DIRECTORY]
  *
- * It writes a row for each handoff and the samples of the throughput as CSV, the figures as Markdown, and the throughput
+ * After `--within` no handoff begins any more. It writes a row for each handoff and the samples of the throughput as CSV, the figures as Markdown, and the throughput
  * of the first handoff as the thesis's Fig. 4.3 (SVG).
  */
 import { execFileSync } from 'node:child_process';
@@ -23,12 +23,13 @@ import { median, table } from './report.ts';
 
 const { values: options } = parseArgs({
   options: {
-    handoffs: { type: 'string', default: '20' },
+    handoffs: { type: 'string', default: '26' },
     'ping-pong': { type: 'string', default: '130' },
+    within: { type: 'string', default: '3600' },
     out: { type: 'string', default: 'results/follow' },
   },
 });
-const wanted = { handoffs: count('handoffs'), pingPongS: count('ping-pong') };
+const wanted = { handoffs: count('handoffs'), pingPongS: count('ping-pong'), withinS: count('within') };
 
 const streamBps = 4_000_000;
 const migration = { engine: 'condensed', mode: 'hybrid', bandwidthBps: 200_000_000 };
@@ -42,10 +43,10 @@ const began = performance.now();
 const say = (text: string): void =>
   console.error(`${((performance.now() - began) / 1000).toFixed(1).padStart(8)} s  ${text}`);
 
-function count(name: 'handoffs' | 'ping-pong'): number {
+function count(name: 'handoffs' | 'ping-pong' | 'within'): number {
   const value = Number(options[name]);
-  if (Number.isInteger(value) && value >= 0 && value <= 1000) return value;
-  throw new Error(`--${name} is '${options[name]}', wanted 0 to 1000`);
+  if (Number.isInteger(value) && value >= 0 && value <= 100_000) return value;
+  throw new Error(`--${name} is '${options[name]}', wanted 0 to 100000`);
 }
 
 interface PingPong {
@@ -159,7 +160,8 @@ async function measure(): Promise<Measured> {
     onStream: (sample) => samples.push(sample),
   });
   const handoffs: Handoff[] = [];
-  for (let step = 0; step < wanted.handoffs; step += 1) {
+  const isInTime = () => performance.now() - began < wanted.withinS * 1000;
+  for (let step = 0; step < wanted.handoffs && isInTime(); step += 1) {
     const handoff = await walk.handOff(way[step % 3]!, way[(step + 1) % 3]!);
     handoffs.push(handoff);
     const { totalMs, downtimeMs, gapMs, pingGapMs } = handoff;

@@ -1,4 +1,6 @@
 /** A line over time with named spans behind it, as an SVG that needs nothing else. */
+import { escapeText, text } from './svg.ts';
+
 export interface LineChart {
   title: string;
   subtitle: string;
@@ -30,11 +32,11 @@ export function lineChart({ title, subtitle, unit, timeUnit, points, spans }: Li
   for (const share of [0, 0.25, 0.5, 0.75, 1])
     parts.push(
       `<line x1="${left}" x2="${width - right}" y1="${round(y(most * share))}" y2="${round(y(most * share))}" stroke="#d0d5da"/>`,
-      text(left - 8, y(most * share) + 4, String(Number((most * share).toPrecision(3))), 'end'),
+      text(left - 8, round(y(most * share) + 4), String(Number((most * share).toPrecision(3))), 'end'),
     );
   const step = niceAbove((to - from) / 10);
   for (let at = Math.ceil(from / step) * step; at <= to; at += step)
-    parts.push(text(x(at), base + 18, String(Number(at.toPrecision(6))), 'middle'));
+    parts.push(text(round(x(at)), base + 18, String(Number(at.toPrecision(6))), 'middle'));
   const path = points.map(({ at, value }) => `${round(x(at))},${round(y(value))}`).join(' ');
   parts.push(`<polyline points="${path}" fill="none" stroke="${line}" stroke-width="1.5"/>`);
   let legendX = left;
@@ -42,7 +44,7 @@ export function lineChart({ title, subtitle, unit, timeUnit, points, spans }: Li
     const box = `width="12" height="12" fill="${fillOf(label)}" stroke="#9aa5b1"`;
     parts.push(
       `<rect x="${legendX}" y="${base + 46}" ${box}/>`,
-      text(legendX + 17, base + 56, label, 'start'),
+      text(round(legendX + 17), base + 56, label, 'start'),
     );
     legendX += 34 + label.length * 6.6;
   }
@@ -50,7 +52,7 @@ export function lineChart({ title, subtitle, unit, timeUnit, points, spans }: Li
   return `${[
     `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="12" fill="#222">`,
     '<rect width="100%" height="100%" fill="#fff"/>',
-    `<text x="${left}" y="22" font-size="16" font-weight="bold">${escaped(title)}</text>`,
+    `<text x="${left}" y="22" font-size="16" font-weight="bold">${escapeText(title)}</text>`,
     text(left, 40, subtitle, 'start'),
     text(left - 8, top - 10, unit, 'end'),
     ...parts,
@@ -66,7 +68,3 @@ function niceAbove(value: number): number {
 }
 
 const round = (value: number): number => Math.round(value * 10) / 10;
-const text = (x: number, y: number, content: string, anchor: 'start' | 'middle' | 'end'): string =>
-  `<text x="${round(x)}" y="${round(y)}" text-anchor="${anchor}">${escaped(content)}</text>`;
-const escaped = (content: string): string =>
-  content.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');

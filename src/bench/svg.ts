@@ -76,11 +76,11 @@ export function barChart({ title, subtitle, unit, groups }: ChartOptions): strin
   return `${[...head, ...parts, '</svg>'].join('\n')}\n`;
 }
 
-const text = (x: number, y: number, content: string, anchor: 'start' | 'middle' | 'end'): string =>
+export const text = (x: number, y: number, content: string, anchor: 'start' | 'middle' | 'end'): string =>
   `<text x="${x}" y="${y}" text-anchor="${anchor}">${escapeText(content)}</text>`;
 
 const formatValue = (value: number): string =>
   value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2);
 
-const escapeText = (content: string): string =>
+export const escapeText = (content: string): string =>
   content.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');

@@ -132,8 +132,8 @@ export class Lab implements AsyncDisposable {
   }
 
   /**
-   * Takes a lab down with all that runs in it, and whatever is left of one of that name. Gives whether there was
-   * something. Throws `wrong_state` while it is being made.
+   * Takes a lab down with all that runs in it, and whatever is left of one of that name; and labs whose makers died, such
+   * as a demo's that was killed. Gives whether there was something of that name. Throws `wrong_state` while it is being made.
    */
   static async down(name = defaultLabName): Promise<boolean> {
     requireName('name', name);
@@ -145,7 +145,9 @@ export class Lab implements AsyncDisposable {
         `Lab: '${name}' is being made by process ${record.maker.pid}; wait for it or end it`,
         { state: 'starting', allowed: [] },
       );
-    return takeDown(name);
+    const wasThere = await takeDown(name);
+    await sweep();
+    return wasThere;
   }
 
   /** From now on it outlives this process, until somebody takes it down. */

@@ -20,6 +20,7 @@ import {
   guestRequest,
   type Handoff,
   type HandoffStep,
+  handoverModes,
   MptcpDevice,
   monitorLines,
   mptcpMonitorCommand,
@@ -43,6 +44,8 @@ const owner = newId();
 const vmId = newId();
 const macs = ['02:00:00:00:01:00', '02:00:00:00:01:01'] as const;
 const port = 7002;
+/** Tunnels and bridges of single VMs; taps are called `vip` as well. */
+const isolated = /^(vipx[0-9a-f]{6}|vipb[0-9a-f]{8}n\d+)(?=[@ ])/;
 type SiteName = 'c1' | 'c2';
 
 let lab: Lab;
@@ -179,7 +182,7 @@ async function flows({ lines }: { lines: AsyncIterator<Line> }): Promise<void> {
 
 const devicesAt = async (site: SiteName): Promise<string[]> => {
   const { stdout } = await runAt(site)('ip', ['-br', 'link']);
-  return stdout.split('\n').flatMap((line) => /^vip[xb]\w+/.exec(line)?.[0] ?? []);
+  return stdout.split('\n').flatMap((line) => isolated.exec(line)?.[0] ?? []);
 };
 
 async function walk(to: SiteName): Promise<void> {
@@ -192,7 +195,10 @@ if (!skip) {
     lab = await Lab.up({
       name: labName('h'),
       cloudlets: ['c1', 'c2'],
-      devices: [{ name: 'phone', at: 'c1' }],
+      devices: [
+        { name: 'phone', at: 'c1' },
+        { name: 'tablet', at: 'c1', cellular: {} },
+      ],
     });
     vm = `viper-${lab.name}-guest`;
     for (const [program, ...args] of planNamespace(vm, { forwards: false }))
@@ -236,6 +242,16 @@ if (!skip) {
 
 type Program = ReturnType<typeof probe>;
 
+/** Bytes that came to the tablet over its subflows from that address; undefined if there is none. */
+async function cameOver(address: string): Promise<number | undefined> {
+  const { namespace } = lab.device('tablet');
+  const query = ['-tniOH', 'state', 'established', 'src', address, 'dport', `:${port}`];
+  const { stdout } = await runIn(namespace)('ss', query);
+  const counts = stdout.split('\n').flatMap((line) => (line.includes('token:') ? [line] : []));
+  if (counts.length === 0) return undefined;
+  return counts.reduce((sum, line) => sum + Number(/ bytes_received:(\d+)/.exec(line)?.[1] ?? 0), 0);
+}
+
 /** A server of the probes in the guest; it ends with the test. */
 async function serve(context: TestContext, by: typeof probe): Promise<void> {
   const guest = { commandIn: (_: string, command: Command) => inNamespace(vm, command) } as unknown as Lab;
@@ -244,9 +260,14 @@ async function serve(context: TestContext, by: typeof probe): Promise<void> {
   await lineOf(server.lines, 'listening');
 }
 
-/** A client in the phone, to which bytes come; it ends with the test. */
-async function connect(context: TestContext, by: typeof probe, to: Place): Promise<Program> {
-  const client = by(lab, 'phone', 'stream', '--to', `${hostOf(to)}:${port}`);
+/** A client in the phone, or another device, to which bytes come; it ends with the test. */
+async function connect(
+  context: TestContext,
+  by: typeof probe,
+  to: Place,
+  device = 'phone',
+): Promise<Program> {
+  const client = by(lab, device, 'stream', '--to', `${hostOf(to)}:${port}`);
   context.after(() => client.child.kill('SIGKILL'));
   await flows(client);
   return client;
@@ -410,3 +431,42 @@ test(
     assert.ok(await heard());
   },
 );
+
+for (const mode of handoverModes)
+  test(
+    `Wi-Fi and cellular, mode ${mode}: the connection outlives a walk out of every LAN`,
+    options,
+    async (context) => {
+      const { namespace, cellular, addressAt } = lab.device('tablet');
+      const inTablet = lab.commandIn('tablet', mptcpMonitorCommand);
+      using tablet = new MptcpDevice({
+        run: (program, args) => runIn(namespace)(program, args),
+        monitor: (each) => monitorLines(inTablet, each),
+        mode,
+        cellular: { device: 'cell0', address: cellular!.address },
+      });
+      const radio = (site: SiteName) => ({ device: 'wlan0', address: addressAt(lab.site(site)) });
+      await lab.move('tablet', { to: 'c1' });
+      await tablet.start(radio('c1'), signal);
+      await serve(context, probeMptcp);
+      const client = await connect(context, probeMptcp, placeAt('c1', 10), 'tablet');
+      const overCellular = () => cameOver(cellular!.address);
+      if (mode === 'single-path') assert.equal(await overCellular(), undefined);
+      else await until('the cellular path', overCellular, (bytes) => bytes !== undefined);
+      await flows(client);
+      const [quiet, busy] = [(await overCellular()) ?? 0, await cameOver(radio('c1').address)];
+      if (mode !== 'full') assert.ok(quiet < busy!, `${quiet} bytes over cellular, ${busy} over Wi-Fi`);
+
+      await ip(namespace, 'link', 'set', 'dev', 'wlan0', 'down');
+      await tablet.left(signal);
+      await until('bytes over the cellular link', overCellular, (bytes) => (bytes ?? 0) > quiet);
+      await flows(client);
+
+      await lab.move('tablet', { to: 'c2' });
+      assert.deepEqual(await tablet.arrived(radio('c2'), signal), { joined: 'yes' });
+      await flows(client);
+      if (mode === 'single-path')
+        await until('the end of the cellular path', overCellular, (bytes) => bytes === undefined);
+      await finish(client);
+    },
+  );
