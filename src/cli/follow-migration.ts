@@ -12,6 +12,8 @@ import { showProgress } from './progress.ts';
 import type { Session } from './session.ts';
 
 const pollMs = 400;
+/** A merge whose end nobody tells is not waited for any longer. */
+const longestMergeMs = 600_000;
 /** How long a daemon may stay away, for a restart. */
 const absenceMs = 30_000;
 
@@ -66,13 +68,50 @@ export async function followOperation(
   });
 }
 
+/**
+ * After the exit of a relayed migration: until its destination has all of the VM, as far as this cloudlet hears of it,
+ * which may be switched off by then.
+ */
+export async function followMerge(
+  session: Session,
+  moved: Migration,
+  timeoutMs?: number,
+): Promise<Migration> {
+  const { output, viper, signal } = session;
+  const { id, vm, peer, result } = moved;
+  if (!isMerging(moved)) return moved;
+  output.say(
+    `VM ${vm.name} has left after ${formatDuration(result?.exitMs ?? 0)}: nothing of it is here any more. ` +
+      `${peer.name} fetches the rest from ${namesOf(result?.relayed?.relays)}.`,
+  );
+  const deadline = Date.now() + (timeoutMs ?? longestMergeMs);
+  while (Date.now() < deadline) {
+    await delay(pollMs, signal);
+    try {
+      const seen = await viper.getMigration({ params: { migration: id }, signal });
+      if (!isMerging(seen)) return seen;
+    } catch (error) {
+      if (error instanceof ViperError && error.code === 'unreachable') break;
+      throw error;
+    }
+  }
+  return moved;
+}
+
+const isMerging = ({ result, failure }: Migration): boolean =>
+  !failure && (result?.relayed?.slabs ?? 0) > 0 && result?.merge === undefined;
+
+const namesOf = (relays: { name: string }[] = []): string => relays.map(({ name }) => name).join(', ');
+
 /** `VM web runs at south: 12 s in all, 85 ms downtime, 1.2 GiB sent.` */
 export function summaryOf({ vm, peer, role, result }: Migration): string {
   const place = role === 'source' ? `at ${peer.name}` : 'here';
   if (!result) return `VM ${vm.name} runs ${place}.`;
-  const { totalMs, downtimeMs, memoryBytes, diskBytes } = result;
+  const { totalMs, exitMs, downtimeMs, memoryBytes, diskBytes, relayed, merge } = result;
+  const isRelayed = relayed !== undefined && relayed.slabs > 0;
   const parts = [
-    `${formatDuration(totalMs)} in all`,
+    isRelayed && exitMs !== undefined ? `${formatDuration(exitMs)} until it had left` : '',
+    isRelayed && !merge ? '' : `${formatDuration(totalMs)} in all`,
     downtimeMs === undefined ? '' : `${formatDuration(downtimeMs)} downtime`,
     `${formatBytes(memoryBytes + diskBytes)} sent`,
   ];

@@ -62,6 +62,38 @@ async function setUp(answers: Record<string, Answer>) {
   };
 }
 
+test('a relayed migration is told when it has left, and when it is whole', async () => {
+  const relayed = { replicas: 2, slabs: 9, zeroPages: 5, relays: [{ name: 'r1', slabs: 9, bytes: 1 }] };
+  const left = { ...result, exitMs: 2300, totalMs: 2300, relayed };
+  const whole = {
+    ...left,
+    totalMs: 40_000,
+    merge: { slabs: 9, bytes: 1, faults: 3, wrong: 0, refetched: 0 },
+  };
+  const asked = [left, left, whole];
+  await using shell = await setUp({
+    'POST /v1/vms/web/migrate': (_, response) => reply(response, 202, operation('succeeded')),
+    'GET /v1/operations/op1': (_, response) => reply(response, 200, operation('succeeded')),
+    'GET /v1/migrations/m1': (_, response) =>
+      reply(
+        response,
+        200,
+        migration('moved', { over: true, result: asked.length > 1 ? asked.shift() : whole }),
+      ),
+  });
+  const args = ['--engine', 'relayed', '--relays', 'r1,r2', '--replicas', '1'];
+  const end = await shell.viper(['vm', 'migrate', 'web', '--to', 'south', ...args]);
+  assert.equal(end.exitCode, 0, end.stderr);
+  assert.deepEqual(JSON.parse(shell.requests[0]?.body ?? ''), {
+    to: 'south',
+    engine: 'relayed',
+    relays: ['r1', 'r2'],
+    replicas: 1,
+  });
+  assert.match(end.stdout + end.stderr, /has left after 2\.3 s: .*south fetches the rest from r1/);
+  assert.match(end.stdout + end.stderr, /2\.3 s until it had left, 40 s in all/);
+});
+
 test('a migration is asked for as the options say, watched, and told with time, downtime and bytes', async () => {
   const operations = [operation('running'), operation('running'), operation('succeeded')];
   await using shell = await setUp({

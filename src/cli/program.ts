@@ -11,6 +11,7 @@ import { addLabCommands } from './commands/lab.ts';
 import { addMigrationCommands } from './commands/migration.ts';
 import { addOperationCommands } from './commands/operation.ts';
 import { addPeerCommands } from './commands/peer.ts';
+import { addRelayCommands } from './commands/relay.ts';
 import { addSnapshotCommands } from './commands/snapshot.ts';
 import { addStatusCommands } from './commands/status.ts';
 import { addTokenCommands } from './commands/token.ts';
@@ -43,6 +44,7 @@ export function createProgram(daemonProgram: string): Command {
   addSnapshotCommands(program);
   addMigrationCommands(program);
   addDrainCommands(program);
+  addRelayCommands(program);
   addDeviceCommands(program);
   addFollowCommands(program);
   addOperationCommands(program);

@@ -10,6 +10,8 @@ export const endpoints = {
   getCloudlet: { method: 'GET', path: '/v1/cloudlet' },
   drainCloudlet: { method: 'POST', path: '/v1/drain' },
   limitCloudlet: { method: 'PUT', path: '/v1/cloudlet/limits' },
+  getRelay: { method: 'GET', path: '/v1/relay' },
+  lendMemory: { method: 'PUT', path: '/v1/relay' },
   undrainCloudlet: { method: 'DELETE', path: '/v1/drain' },
   listInstanceTypes: { method: 'GET', path: '/v1/instance-types' },
 

@@ -13,6 +13,7 @@ export * from './schemas/images.ts';
 export * from './schemas/migrations.ts';
 export * from './schemas/networks.ts';
 export * from './schemas/operations.ts';
+export * from './schemas/relay.ts';
 export * from './schemas/snapshots.ts';
 export * from './schemas/tokens.ts';
 export * from './schemas/vms.ts';

@@ -32,6 +32,7 @@ import { type Paths, statePaths } from './paths.ts';
 import { ImageIndexes } from './references/image-indexes.ts';
 import { KeptMemory } from './references/kept-memory.ts';
 import { ReferenceSets } from './references/reference-sets.ts';
+import { RelayService } from './relay/service.ts';
 import { SnapshotService } from './snapshots.ts';
 import { Store } from './store/index.ts';
 import { recoverVms } from './vms/recovery.ts';
@@ -64,6 +65,8 @@ export class Cloudlet implements AsyncDisposable {
   readonly vms: VmService;
   readonly migrations: MigrationService;
   readonly drain: Drain;
+  /** Memory that is lent to the migrations of others. */
+  readonly relay: RelayService;
   readonly linkLimits: LinkLimits;
   readonly networks: Networks;
   readonly fleet: Fleet;
@@ -225,6 +228,13 @@ export class Cloudlet implements AsyncDisposable {
       paths,
       log,
     });
+    this.relay = new RelayService({
+      store,
+      events: this.events,
+      configuredBytes: config.relayMemoryBytes,
+      isDraining: () => this.drain.isDraining,
+      nameOf: (id) => this.fleet.peers().find((peer) => peer.id === id)?.name,
+    });
     this.drain = new Drain({
       store,
       events: this.events,
@@ -281,6 +291,7 @@ export class Cloudlet implements AsyncDisposable {
       memory: { totalBytes: host.memory.totalBytes, freeBytes: host.memory.availableBytes },
       disk: { totalBytes: disk.blocks * disk.bsize, freeBytes: disk.bavail * disk.bsize },
       limits: { bandwidthBps: this.linkLimits.cloudletBps },
+      relay: { memoryBytes: this.relay.status.memoryBytes, freeBytes: this.relay.freeBytes },
       draining: this.drain.isDraining,
       networks: this.config.networks.map(({ name, kind }) => ({ name, kind })),
       storages: this.config.storages.map((storage) => ({ name: storage.name, kind: kindOf(storage) })),
@@ -293,6 +304,7 @@ export class Cloudlet implements AsyncDisposable {
     this.#closing.abort();
     await this.operations.close();
     await this.migrations.close();
+    this.relay.close();
     await this.indexes.close();
     this.networks.close();
     this.#watch.detach();

@@ -39,6 +39,8 @@ export interface Config {
   migrationBandwidthBps?: number;
   /** What may stay here of the memory of VMs that have left, encrypted; 0: nothing. */
   keptMemoryBytes: number;
+  /** Memory that is lent to the migrations of others, unless an operator has said otherwise since; 0: none. */
+  relayMemoryBytes: number;
   /** How VMs follow their devices. */
   follow: FollowConfig;
 }
@@ -69,6 +71,7 @@ export const defaultConfig: Config = {
   cpuModel: 'Nehalem-v1',
   reserveBytes: 256 * MiB,
   keptMemoryBytes: 4 * GiB,
+  relayMemoryBytes: 0,
   follow: followConfig(),
 };
 
@@ -121,6 +124,7 @@ const ConfigFile = Type.Object(
     reserveBytes: Type.Optional(Type.Integer({ minimum: 0 })),
     migrationBandwidthBps: Type.Optional(BandwidthBps),
     keptMemoryBytes: Type.Optional(Type.Integer({ minimum: 0 })),
+    relayMemoryBytes: Type.Optional(Type.Integer({ minimum: 0 })),
     follow: Type.Optional(FollowConfigFile),
   },
   { additionalProperties: false },

@@ -1,6 +1,6 @@
 /**
  * Stands between a cloudlet and all who reach it by its URL, as the network between two sites does: it can go
- * silent, which is what a cut looks like from the ends (no byte, no end, no refusal), and come back.
+ * silent, which is what a cut looks like from the ends (no byte, no end, no refusal), and come back. It can be slow, too.
  */
 import { once } from 'node:events';
 import { connect, createServer, type Server, type Socket } from 'node:net';
@@ -11,6 +11,7 @@ export class LinkProxy implements AsyncDisposable {
   readonly #sockets = new Set<Socket>();
   #targetPort = 0;
   #isCut = false;
+  readonly #pace = { in: new Pace(), out: new Pace() };
 
   private constructor(server: Server) {
     this.#server = server;
@@ -27,6 +28,18 @@ export class LinkProxy implements AsyncDisposable {
   /** Where the cloudlet really listens. */
   leadTo(port: number): void {
     this.#targetPort = port;
+  }
+
+  /** How many bytes per second get through in all, towards the cloudlet and from it; as fast as it goes if absent. */
+  limit({
+    inBytesPerSecond,
+    outBytesPerSecond,
+  }: {
+    inBytesPerSecond?: number;
+    outBytesPerSecond?: number;
+  }): void {
+    this.#pace.in.bytesPerSecond = inBytesPerSecond;
+    this.#pace.out.bytesPerSecond = outBytesPerSecond;
   }
 
   get isCut(): boolean {
@@ -53,17 +66,21 @@ export class LinkProxy implements AsyncDisposable {
 
   #join(near: Socket): void {
     const far = connect(this.#targetPort, '127.0.0.1');
-    for (const [from, to] of [
-      [near, far],
-      [far, near],
+    for (const [from, to, pace] of [
+      [near, far, this.#pace.in],
+      [far, near, this.#pace.out],
     ] as const) {
       this.#sockets.add(from);
+      const goOn = () => {
+        if (!this.#isCut) from.resume();
+      };
       from.on('data', (bytes) => {
-        if (to.write(bytes)) return;
+        const waitMs = pace.take(bytes.length);
+        const isFull = !to.write(bytes);
+        if (!isFull && waitMs === 0) return;
         from.pause();
-        to.once('drain', () => {
-          if (!this.#isCut) from.resume();
-        });
+        if (isFull) to.once('drain', () => setTimeout(goOn, waitMs));
+        else setTimeout(goOn, waitMs);
       });
       from.on('end', () => to.end());
       from.on('error', () => {});
@@ -81,5 +98,19 @@ export class LinkProxy implements AsyncDisposable {
     this.#server.close();
     for (const socket of this.#sockets) socket.destroy();
     await closed;
+  }
+}
+
+/** Bytes that go one behind the other at a rate, whatever socket they came by. */
+class Pace {
+  bytesPerSecond: number | undefined;
+  #freeAt = 0;
+
+  /** How long after these bytes there may be no others, in ms. */
+  take(bytes: number): number {
+    if (this.bytesPerSecond === undefined) return 0;
+    const now = performance.now();
+    this.#freeAt = Math.max(this.#freeAt, now) + (bytes * 1000) / this.bytesPerSecond;
+    return Math.ceil(this.#freeAt - now);
   }
 }

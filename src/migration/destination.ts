@@ -8,11 +8,12 @@ import { createConnection } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { AppError, asAppError } from '../model/errors.ts';
-import type { MigrationOptions, VmToMove } from '../model/migration.ts';
+import type { Uuid } from '../model/ids.ts';
+import type { MergeStatistics, MigrationOptions, MigrationProgress, VmToMove } from '../model/migration.ts';
 import { connectNbd, type NbdClient } from '../nbd/index.ts';
 import type { BlockReader, SetName } from '../pages/index.ts';
 import type { Machine } from '../vm/machine.ts';
-import { DestinationAgent } from './condensed/destination-agent.ts';
+import { DestinationAgent, type Merging } from './condensed/destination-agent.ts';
 import { diskReader, takeDisk } from './condensed/disk-destination.ts';
 import { mirroredSet } from './condensed/disk-frames.ts';
 import { GuestMemory } from './condensed/guest-memory.ts';
@@ -38,6 +39,7 @@ import {
 } from './memory-in.ts';
 import { exportName } from './mirror.ts';
 import type { Problem, Ticket, ToDestination, ToSource } from './protocol.ts';
+import { Manifest } from './relayed/manifest.ts';
 import type { SessionPurpose } from './source.ts';
 
 export interface DestinationSurroundings {
@@ -53,6 +55,17 @@ export interface DestinationSurroundings {
   openReader?: (name: SetName) => Promise<BlockReader | undefined>;
   /** The source keeps the memory of the VM, whose pages have these digests; see `DestinationAgentOptions`. */
   remember?: (digests: Buffer) => void;
+  /** Relayed only. */
+  merging?: {
+    /** A session of a group of slabs with a relay. */
+    openRelay: (id: Uuid, group: string, signal: AbortSignal) => Promise<Duplex>;
+    /** A file of the VM's that nobody else reads: where all of it is that is missing, with the key. */
+    readManifest: () => Promise<Buffer | undefined>;
+    /** Resolves when it is on the disk. */
+    writeManifest: (bytes: Buffer) => Promise<void>;
+    removeManifest: () => Promise<void>;
+    tellOperator: (message: string) => void;
+  };
   /** Removes what `make` made and reserved; QEMU has ended. Nothing there is no error. */
   discard: () => Promise<void>;
   onState?: (state: DestinationState) => void;
@@ -91,6 +104,10 @@ export class DestinationMigration {
   /** Our connection to the disk that QEMU serves; condensed only. */
   #disk: NbdClient | undefined;
   #machine: Machine | null;
+  /** Relayed: where all of it is that is missing. From then on the source is not needed. */
+  #manifest: Manifest | undefined;
+  #agent: DestinationAgent | undefined;
+  #isMergingAlone = false;
   #stopped = false;
 
   constructor(options: DestinationMigrationOptions) {
@@ -122,6 +139,28 @@ export class DestinationMigration {
     return this.#engine.state;
   }
 
+  /** How far the merge is, once the source is not needed any more. */
+  get mergeProgress(): MigrationProgress | undefined {
+    const { mergeStatistics: merged } = this;
+    if (!this.#manifest || !merged) return undefined;
+    const totalBytes = Math.max(this.#manifest.sealedBytes, merged.bytes);
+    const fraction = Math.min(0.99, merged.bytes / Math.max(1, totalBytes));
+    return {
+      phase: 'merge',
+      fraction,
+      round: 0,
+      doneBytes: merged.bytes,
+      totalBytes,
+      dirtyBps: 0,
+      rateBps: 0,
+    };
+  }
+
+  /** What was fetched from relays so far. */
+  get mergeStatistics(): MergeStatistics | undefined {
+    return this.#agent?.mergeStatistics;
+  }
+
   /** The QEMU of the VM; it is the caller's from `settled` on. */
   get machine(): Machine | null {
     return this.#machine;
@@ -145,7 +184,8 @@ export class DestinationMigration {
    */
   accept(purpose: SessionPurpose, secret: string, stream: Duplex): void {
     const { storage, channels, engine } = this.#options;
-    const memorySessions = engine === 'condensed' ? 1 : 1 + channels;
+    const isDirect = (engine ?? 'direct') === 'direct';
+    const memorySessions = isDirect ? 1 + channels : 1;
     const most = purpose === 'disk' ? Number(storage === 'copied') : memorySessions;
     const isAwaited = this.state.name === 'waiting' || this.#isPaused;
     if (!this.#isTicket(secret) || !isAwaited || this.#sessions[purpose] >= most) {
@@ -163,17 +203,20 @@ export class DestinationMigration {
     stream.once('close', () => this.#streams.delete(stream));
     const path = this.#socket(purpose);
     const rebuild = purpose === 'memory' ? this.#rebuild : this.#rebuildDisk;
-    const joined = engine === 'condensed' ? rebuild.call(this, path, stream) : joinWithQemu(path, stream);
+    const joined = isDirect ? joinWithQemu(path, stream) : rebuild.call(this, path, stream);
     joined.catch(() => {
       // QEMU notices by itself, and what becomes of it is watched.
     });
   }
 
   /** The destination's agent between link and QEMU. */
-  async #rebuild(path: string, link: Duplex): Promise<void> {
+  async #rebuild(path: string, link: Duplex | undefined): Promise<void> {
     const { qmp, process } = this.#machine!;
     const { sets, openReader } = this.#around;
     const qemu = createConnection({ path, allowHalfOpen: true });
+    // Who merges has no link that could be broken when all of it is to end.
+    this.#streams.add(qemu);
+    qemu.once('close', () => this.#streams.delete(qemu));
     try {
       const memory = await GuestMemory.open(process.pid, qmp).catch(() => undefined);
       await using stack = new AsyncDisposableStack();
@@ -186,12 +229,42 @@ export class DestinationMigration {
         openReader: async (name) =>
           name === mirroredSet && this.#disk ? diskReader(this.#disk) : openReader?.(name),
         remember: this.#around.remember,
+        merging: this.#merging,
       });
+      this.#agent = agent;
       await agent.run();
     } catch (error) {
       qemu.destroy();
-      link.destroy();
+      link?.destroy();
       throw error;
+    }
+  }
+
+  get #merging(): Merging | undefined {
+    const { merging } = this.#around;
+    if (this.#options.engine !== 'relayed' || !merging) return undefined;
+    return {
+      manifest: this.#manifest,
+      openRelay: merging.openRelay,
+      keep: async (manifest) => {
+        await merging.writeManifest(manifest.toBytes());
+        this.#manifest = manifest;
+      },
+      onDivided: () => this.#tell({ name: 'divided' }),
+      onLost: merging.tellOperator,
+    };
+  }
+
+  /** One that cannot be read is as good as none: the source is asked. */
+  async #findManifest(): Promise<void> {
+    const bytes = await this.#around.merging?.readManifest();
+    if (!bytes) return;
+    try {
+      this.#manifest = Manifest.fromBytes(bytes);
+    } catch (error) {
+      this.#around.merging!.tellOperator(
+        `The manifest of the VM's memory is lost: ${asAppError(error).message}`,
+      );
     }
   }
 
@@ -218,8 +291,14 @@ export class DestinationMigration {
 
   /** Goes on from the journal after the daemon was away. */
   async restart(): Promise<void> {
+    await this.#findManifest();
     const { found, complete } = await this.#look();
-    await this.#engine.dispatch({ name: 'restarted', found, complete });
+    await this.#engine.dispatch({
+      name: 'restarted',
+      found,
+      complete,
+      divided: this.#manifest !== undefined,
+    });
     if (found === 'loaded' || found === 'running') this.#watchCompletion();
   }
 
@@ -275,6 +354,7 @@ export class DestinationMigration {
       case 'tidy':
         // A QEMU that has died has no settings.
         if (this.#machine) await stopListening(this.#machine.qmp).catch(() => {});
+        await this.#around.merging?.removeManifest();
         return undefined;
       case 'recover':
         return undefined;
@@ -293,7 +373,7 @@ export class DestinationMigration {
 
   async #make(): Promise<DestinationEvent> {
     const { storage, mode, engine } = this.#options;
-    const channels = engine === 'condensed' ? 0 : this.#options.channels;
+    const channels = (engine ?? 'direct') === 'direct' ? this.#options.channels : 0;
     try {
       const machine = await this.#around.make();
       this.#machine = machine;
@@ -327,7 +407,7 @@ export class DestinationMigration {
       if (!running) return { name: 'resume-refused', message: asAppError(error).message };
     }
     const { complete } = await this.#look();
-    return { name: 'resumed', complete };
+    return { name: 'resumed', complete, divided: this.#manifest !== undefined };
   }
 
   /** Only one that cannot go on: the last pages may have been on their way when the source gave it up. */
@@ -387,7 +467,7 @@ export class DestinationMigration {
    */
   async #offerRecovery(): Promise<void> {
     const isTaking = performance.now() - this.#acceptedAt < takeTimeoutMs;
-    if (this.#isPaused || (isTaking && this.#streams.size > 0)) return;
+    if (this.#isPaused || this.#isMergingAlone || (isTaking && this.#streams.size > 0)) return;
     for (const stream of this.#streams) stream.destroy();
     const socketPath = this.#socket('memory');
     try {
@@ -397,10 +477,25 @@ export class DestinationMigration {
       // It is not yet done with the stream before; it is asked again as long as it says that it is paused.
       return;
     }
+    if (this.#manifest) {
+      this.#mergeAlone(socketPath);
+      return;
+    }
     this.#sessions.memory = 0;
     this.#ticket = { ticket: this.#newTicket(), expiry: undefined };
     this.#isPaused = true;
     this.#askForPages();
+  }
+
+  /** Without the source: an agent that knows the manifest. When it is lost, QEMU pauses again, and so does this. */
+  #mergeAlone(socketPath: string): void {
+    this.#isMergingAlone = true;
+    this.#acceptedAt = performance.now();
+    this.#rebuild(socketPath, undefined)
+      .catch(() => {})
+      .finally(() => {
+        this.#isMergingAlone = false;
+      });
   }
 
   #askForPages(): void {

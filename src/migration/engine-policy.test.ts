@@ -20,3 +20,12 @@ test('left to itself it condenses, unless the link is faster than that', () => {
 test('the reason names the rate that decided', () => {
   assert.match(chooseEngine({ ...facts, linkBps: 60e6 }).reason, /60 Mbit\/s/);
 });
+
+test('a destination that takes far less than can leave has relays', () => {
+  const facts = { wanted: 'auto', channels: 0, linkBps: 20e6, limitBps: undefined } as const;
+  assert.equal(chooseEngine({ ...facts, uplinkBps: 200e6 }).engine, 'relayed');
+  assert.match(chooseEngine({ ...facts, uplinkBps: 200e6 }).reason, /takes 20 of 200 Mbit/);
+  assert.equal(chooseEngine({ ...facts, uplinkBps: 60e6 }).engine, 'condensed');
+  assert.equal(chooseEngine({ ...facts, uplinkBps: 200e6, limitBps: 30e6 }).engine, 'condensed');
+  assert.equal(chooseEngine(facts).engine, 'condensed', 'where nothing is to be relayed');
+});

@@ -3,6 +3,7 @@
  * writes makes the total grow, and the bar wait.
  */
 import {
+  type DivisionStatistics,
   type EngineStatistics,
   type MigrationCost,
   type MigrationPhase,
@@ -44,6 +45,7 @@ export class ProgressTracker {
   #wasPostcopy = false;
   readonly #enteredAt = new Map<MigrationPhase, number>();
   #condensed: Condensed = {};
+  #relayed: DivisionStatistics | undefined;
 
   /** `diskBytes` as far as known before the mirror counts them; `now` in ms. */
   constructor(
@@ -82,6 +84,11 @@ export class ProgressTracker {
   condensed(statistics: Condensed): void {
     this.#condensed = statistics;
     if (statistics.memory && statistics.memory.postcopyPages > 0) this.#wasPostcopy = true;
+  }
+
+  /** What relays were given so far. */
+  relayed(statistics: DivisionStatistics): void {
+    this.#relayed = statistics;
   }
 
   /** QEMU itself said that it is in post-copy: one that was asked for may end as pre-copy all the same. */
@@ -149,6 +156,8 @@ export class ProgressTracker {
       pageRequests: memory?.requestedPages ?? ram?.['postcopy-requests'] ?? 0,
       finishedAs: this.#wasPostcopy ? 'postcopy' : 'precopy',
       ...(condensed && { condensed }),
+      ...(this.#endedAt !== undefined && { exitMs: this.#endedAt - this.#startedAt }),
+      ...(this.#relayed && { relayed: this.#relayed }),
       ...(this.#costThere && { destination: this.#costThere }),
     };
   }

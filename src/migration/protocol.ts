@@ -33,7 +33,7 @@
  *
  * Every message may be lost, repeated or late; both sides repeat until answered. The higher epoch wins.
  */
-import type { MigrationCost, MigrationOptions, VmToMove } from '../model/migration.ts';
+import type { MergeStatistics, MigrationCost, MigrationOptions, VmToMove } from '../model/migration.ts';
 
 /** What the destination gave for this one migration: the right to open its sessions. */
 export interface Ticket {
@@ -71,6 +71,13 @@ export type ToSource =
   | { name: 'gone' }
   | { name: 'ask' }
   | { name: 'unknown' };
+
+/** Relayed, after the exit, for the history of a source that is still there: the VM is whole. No part of the machines. */
+export interface Merged {
+  name: 'merged';
+  merge: MergeStatistics;
+  cost?: MigrationCost;
+}
 
 /** Why a migration ended without moving the VM, as it stands in the journal. */
 export interface Ending {

@@ -7,6 +7,7 @@ import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { AppError, asAppError } from '../model/errors.ts';
+import type { Uuid } from '../model/ids.ts';
 import type {
   MigrationLimits,
   MigrationOptions,
@@ -36,6 +37,7 @@ import {
 import { dropMirror, finishMirror, setMirrorSpeed, startMirror, waitUntilMirrored } from './mirror.ts';
 import { ProgressTracker } from './progress.ts';
 import type { Ticket, ToDestination, ToSource } from './protocol.ts';
+import { Divider } from './relayed/divider.ts';
 import {
   isSourceOver,
   type SourceEffect,
@@ -52,6 +54,8 @@ export interface SourceSurroundings {
   send: (message: ToDestination) => Promise<void>;
   /** Opens a session to the destination by its ticket. */
   openSession: (purpose: SessionPurpose, ticket: Ticket, signal: AbortSignal) => Promise<Duplex>;
+  /** A session of a group of slabs with a relay. Missing where nothing is relayed. */
+  openRelay?: (id: Uuid, group: string, signal: AbortSignal) => Promise<Duplex>;
   /** The index of a reference set that the destination holds; `undefined` when it is not known here. */
   openIndex?: (name: SetName) => Promise<SetIndex | undefined>;
   /** Keeps the memory of the VM, which has left, for its way back. Missing where nothing is kept. */
@@ -67,6 +71,7 @@ export interface SourceSurroundings {
 }
 
 export interface SourceMigrationOptions {
+  id: Uuid;
   vm: VmToMove;
   options: MigrationOptions;
   state: SourceState;
@@ -83,6 +88,7 @@ const journalRetryMs = 1000;
 const mostMirroredBlocks = 2 ** 19;
 
 export class SourceMigration {
+  readonly #id: Uuid;
   readonly #vm: VmToMove;
   readonly #machine: Machine | null;
   readonly #around: SourceSurroundings;
@@ -98,6 +104,7 @@ export class SourceMigration {
   /** QEMU has ended the mirror. */
   #isMirrored = false;
   #agentLink: Duplex | undefined;
+  #divider: Divider | undefined;
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
   #isRecovering = false;
   /** Of the ticket by which post-copy went on last. */
@@ -106,7 +113,8 @@ export class SourceMigration {
   #wasLetGo = false;
   #stopped = false;
 
-  constructor({ vm, options, state, machine, surroundings, retryMs = 1000 }: SourceMigrationOptions) {
+  constructor({ id, vm, options, state, machine, surroundings, retryMs = 1000 }: SourceMigrationOptions) {
+    this.#id = id;
     this.#vm = vm;
     this.#options = options;
     this.#machine = machine;
@@ -209,6 +217,7 @@ export class SourceMigration {
     await this.#copy?.done;
     await stopped;
     await this.#closeDoors();
+    this.#divider?.end({ drop: false });
   }
 
   #watch(event: QmpEvent): void {
@@ -368,6 +377,8 @@ export class SourceMigration {
       await this.#orReport(() => dropMirror(machine.qmp, signal));
     }
     await this.#closeDoors();
+    // Nobody will come for what it has given away.
+    this.#divider?.end({ drop: true });
     // Those of an earlier daemon, of which only the names are left.
     if (machine)
       for (const purpose of ['disk', 'memory'] as const) await rm(this.#socket(purpose), { force: true });
@@ -456,7 +467,7 @@ export class SourceMigration {
   }
 
   get #isCondensed(): boolean {
-    return this.#options.engine === 'condensed';
+    return (this.#options.engine ?? 'direct') !== 'direct';
   }
 
   /** What QEMU writes is not what the link carries, so the rate is held at the link. */
@@ -505,6 +516,7 @@ export class SourceMigration {
   #tellCondensed(): void {
     const [memory, disk] = [this.#agent?.statistics, this.#diskAgent?.statistics];
     this.#tracker.condensed({ ...(memory && { memory }), ...(disk && { disk }) });
+    if (this.#divider) this.#tracker.relayed(this.#divider.statistics);
   }
 
   /** Without `qemu` a post-copy goes on, out of the memory alone. Resolves when the destination has everything. */
@@ -517,6 +529,9 @@ export class SourceMigration {
       statistics.fallback = asAppError(error).message;
       return undefined;
     });
+    // What an earlier one has placed is nobody's any more: its destination has said what it lacks.
+    this.#divider?.end({ drop: true });
+    this.#divider = memory && (await this.#openDivider());
     const options: SourceAgentOptions = {
       link,
       qemu,
@@ -524,7 +539,8 @@ export class SourceMigration {
       mode: !qemu ? 'resume' : mode === 'precopy' ? 'precopy' : 'postcopy',
       drainAtOnce: mode === 'postcopy',
       openIndex: async (name) => (name === mirroredSet ? this.#whatIsMirrored() : this.#openIndex(name)),
-      keeps: memory !== undefined && this.#around.keepMemory !== undefined,
+      keeps: memory !== undefined && this.#keepsMemory,
+      divider: this.#divider,
       limitBps: () => this.#options.limits.bandwidthBps,
       statistics,
     };
@@ -536,6 +552,25 @@ export class SourceMigration {
       this.#tellCondensed();
       await memory?.[Symbol.asyncDispose]();
     }
+  }
+
+  async #openDivider(): Promise<Divider | undefined> {
+    const { engine, relayed } = this.#options;
+    const { openRelay } = this.#around;
+    if (engine !== 'relayed' || !relayed || !openRelay) return undefined;
+    const relays = relayed.relays.map(({ id, name }) => ({
+      id,
+      name,
+      open: (group: string, signal: AbortSignal) => openRelay(id, group, signal),
+    }));
+    const divider = new Divider({ migrationId: this.#id, relays, replicas: relayed.replicas });
+    await divider.open();
+    return divider;
+  }
+
+  /** One that leaves by way of relays leaves for good: its host may be switched off. */
+  get #keepsMemory(): boolean {
+    return this.#options.engine === 'condensed' && this.#around.keepMemory !== undefined;
   }
 
   /** What cannot be kept costs bytes on the way back, and nothing now. */
@@ -558,11 +593,12 @@ export class SourceMigration {
         (info) => this.#tracker.memory(info),
         () => {},
       );
-      if (this.#isCondensed) await this.#keepMemory(this.#machine);
+      if (this.#keepsMemory) await this.#keepMemory(this.#machine);
       await this.#machine.kill();
     }
     await this.#copy?.done;
     await this.#closeDoors();
+    this.#divider?.end({ drop: false });
     await this.#around.discard();
   }
 

@@ -9,12 +9,13 @@ export type MigrationMode = (typeof migrationModes)[number];
 
 /**
  * How memory travels. `direct`: from QEMU to QEMU as it is. `condensed`: through agents that send only what the other
- * side cannot already know.
+ * side cannot already know. `relayed`: condensed, and what the destination does not take as fast as the source gives it
+ * goes to other cloudlets, from which the destination fetches it: the source is free before it is done.
  */
-export const migrationEngines = ['direct', 'condensed'] as const;
+export const migrationEngines = ['direct', 'condensed', 'relayed'] as const;
 export type MigrationEngine = (typeof migrationEngines)[number];
 
-/** In the order in which a migration passes them; `postcopy` only where it has one. */
+/** In the order in which a migration passes them; `postcopy` and `merge` (at a destination alone) where it has them. */
 export const migrationPhases = [
   'preflight',
   'image',
@@ -22,6 +23,7 @@ export const migrationPhases = [
   'memory',
   'switchover',
   'postcopy',
+  'merge',
   'done',
 ] as const;
 export type MigrationPhase = (typeof migrationPhases)[number];
@@ -45,6 +47,15 @@ export interface MigrationOptions {
   limits: MigrationLimits;
   /** Parallel streams for memory besides the main one; 0 means none. Only with `precopy`. */
   channels: number;
+  /** Only with the engine `relayed`. */
+  relayed?: RelayedOptions;
+}
+
+export interface RelayedOptions {
+  /** Cloudlets that lend memory, as they were when it began. */
+  relays: { id: Uuid; name: string }[];
+  /** How many of them hold each slab. */
+  replicas: number;
 }
 
 /** How far it is. Phases follow their order; of `fraction`, `doneBytes` and `round` none ever falls. */
@@ -84,6 +95,31 @@ export interface EngineStatistics {
   cpuMs: { digest: number; lookup: number; encode: number; compress: number; read: number };
   /** Why the stream went over as it was. */
   fallback?: string;
+}
+
+/** What the relayed engine put on relays, as its source counts it. */
+export interface DivisionStatistics {
+  /** How many relays held each slab. */
+  replicas: number;
+  slabs: number;
+  /** Pages that need no relay. */
+  zeroPages: number;
+  /** Sealed bytes that each was given. */
+  relays: { name: string; slabs: number; bytes: number }[];
+}
+
+/** What the relayed engine fetched from relays, as its destination counts it. */
+export interface MergeStatistics {
+  slabs: number;
+  bytes: number;
+  /** Page faults that a relay served, and how long they took. */
+  faults: number;
+  faultMedianMs?: number;
+  faultP95Ms?: number;
+  /** Slabs that were not what was given to the relay. */
+  wrong: number;
+  /** Asked for at a second relay, since the first failed or was slow. */
+  refetched: number;
 }
 
 /** What a migration cost one of its two sides while it ran. */
@@ -142,6 +178,11 @@ export interface MigrationResult {
   pageRequests: number;
   finishedAs: 'precopy' | 'postcopy';
   condensed?: EngineStatistics;
+  /** From the request to the moment at which the source held nothing of the VM any more. */
+  exitMs?: number;
+  relayed?: DivisionStatistics;
+  /** What the destination fetched from relays: known when the VM is whole, which is after the exit. */
+  merge?: MergeStatistics;
   /** The base image, where it went first. */
   imageBytes?: number;
   link?: LinkUse;

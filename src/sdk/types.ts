@@ -13,6 +13,7 @@ export type Snapshot = schemas.Schema<typeof schemas.Snapshot>;
 export type CreateSnapshot = schemas.Schema<typeof schemas.CreateSnapshot>;
 export type Hardware = schemas.Schema<typeof schemas.Hardware>;
 export type Cloudlet = schemas.Schema<typeof schemas.Cloudlet>;
+export type Relay = schemas.Schema<typeof schemas.Relay>;
 export type InstanceType = schemas.Schema<typeof schemas.InstanceType>;
 export type Guest = schemas.Schema<typeof schemas.Guest>;
 export type Token = schemas.Schema<typeof schemas.Token>;

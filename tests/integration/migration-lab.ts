@@ -8,7 +8,7 @@ import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { createConnection, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Duplex } from 'node:stream';
+import { Duplex, Transform } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { guestImage } from '../../src/lab/guests.ts';
 import { DestinationMigration } from '../../src/migration/destination.ts';
@@ -16,7 +16,7 @@ import type { DestinationState } from '../../src/migration/destination-machine.t
 import type { Problem, ToDestination, ToSource } from '../../src/migration/protocol.ts';
 import { type SessionPurpose, SourceMigration } from '../../src/migration/source.ts';
 import { plannedSource, type SourceState } from '../../src/migration/source-machine.ts';
-import { newId } from '../../src/model/ids.ts';
+import { newId, type Uuid } from '../../src/model/ids.ts';
 import type {
   MigrationOptions,
   MigrationPhase,
@@ -25,6 +25,7 @@ import type {
 } from '../../src/model/migration.ts';
 import { MiB } from '../../src/model/units.ts';
 import type { VmSpec } from '../../src/model/vm.ts';
+import { SlabStore, serveSlabs } from '../../src/relay/index.ts';
 import { createDisk, diskUsage } from '../../src/vm/disks.ts';
 import { Machine } from '../../src/vm/machine.ts';
 import { findQemu, killProcess, waitUntilGone } from '../../src/vm/process.ts';
@@ -158,6 +159,8 @@ export class Lab implements AsyncDisposable {
 
 export interface MigrationSetup extends Partial<MigrationOptions> {
   epoch?: number;
+  /** Relayed: those that lend memory. */
+  lenders?: LabRelay[];
   diskFile?: string;
   check?: () => Promise<Problem[]>;
 }
@@ -179,6 +182,8 @@ export class Pair {
   readonly destinationJournal: DestinationState[] = [];
   readonly progress: MigrationProgress[] = [];
   readonly told: string[] = [];
+  /** Of the destination's. */
+  manifest: Buffer | undefined;
   readonly failures: Error[] = [];
   /** Runs before a message is delivered. */
   beforeDelivery: (message: ToDestination | ToSource) => Promise<void> = async () => {};
@@ -251,6 +256,7 @@ export class Pair {
   #makeSource(state: SourceState, machine: Machine | null = this.sourceMachine): SourceMigration {
     const { vm, from } = this.#facts;
     return new SourceMigration({
+      id: this.#lab.id,
       vm,
       options: this.#options,
       state,
@@ -260,6 +266,7 @@ export class Pair {
         journal: { append: (next) => void this.sourceJournal.push(next) },
         send: (message) => this.#deliver(message, (one: ToDestination) => this.destination.receive(one)),
         openSession: (purpose, ticket) => this.#session(purpose, ticket.secret),
+        openRelay: (relay, group) => this.#openRelay(relay, group),
         discard: () => rm(from.directory, { recursive: true, force: true }),
         onState: (next) => this.#perhapsCrash('source', next.name),
         onProgress: (progress) => this.progress.push(progress),
@@ -282,6 +289,17 @@ export class Pair {
         send: (message) => this.#deliver(message, (one: ToSource) => this.source.receive(one)),
         check: wanted.check ?? (async () => []),
         make: () => this.#lab.launch(to, true, wanted.diskFile),
+        merging: {
+          openRelay: (relay, group) => this.#openRelay(relay, group, true),
+          readManifest: async () => this.manifest,
+          writeManifest: async (bytes) => {
+            this.manifest = bytes;
+          },
+          removeManifest: async () => {
+            this.manifest = undefined;
+          },
+          tellOperator: (message) => this.told.push(message),
+        },
         discard: () => rm(to.directory, { recursive: true, force: true }),
         onState: (next) => this.#perhapsCrash('destination', next.name),
         onFailure: (error) => this.failures.push(error),
@@ -290,8 +308,16 @@ export class Pair {
   }
 
   get #options(): MigrationOptions {
-    const { epoch: _epoch, diskFile: _diskFile, check: _check, ...overrides } = this.#facts.wanted;
-    return { ...options, ...overrides };
+    const { epoch: _epoch, diskFile: _diskFile, check: _check, lenders, ...overrides } = this.#facts.wanted;
+    const relays = lenders?.map(({ id, name }) => ({ id, name }));
+    return { ...options, ...overrides, ...(relays && { relayed: { relays, replicas: 2 } }) };
+  }
+
+  async #openRelay(id: Uuid, group: string, isSlow = false): Promise<Duplex> {
+    const [near, far] = await streamPair();
+    const relay = this.#facts.wanted.lenders!.find((one) => one.id === id)!;
+    relay.serve(far, group, isSlow);
+    return near;
   }
 
   #perhapsCrash(side: 'source' | 'destination', name: string): void {
@@ -331,6 +357,62 @@ export class Pair {
     }
     return near;
   }
+}
+
+/** A cloudlet that lends memory. What it gives back it gives slowly, so that the VM runs long before it is whole. */
+export class LabRelay {
+  readonly id = newId();
+  readonly name: string;
+  readonly store = new SlabStore({
+    quotaBytes: 256 * MiB,
+    availableBytes: () => Number.MAX_SAFE_INTEGER,
+    now: () => performance.now(),
+  });
+  readonly #sessions = new Set<Duplex>();
+  readonly #givesBytesPerSecond: number;
+  #isDead = false;
+
+  constructor(name: string, givesBytesPerSecond: number) {
+    this.name = name;
+    this.#givesBytesPerSecond = givesBytesPerSecond;
+  }
+
+  serve(session: Duplex, group: string, isSlow: boolean): void {
+    session.on('error', () => {});
+    if (this.#isDead) {
+      session.destroy();
+      return;
+    }
+    this.#sessions.add(session);
+    this.store.attach(group, 60_000);
+    session.once('close', () => {
+      this.#sessions.delete(session);
+      this.store.detach(group);
+    });
+    const served = isSlow ? paced(session, this.#givesBytesPerSecond) : session;
+    serveSlabs({ store: this.store, group, session: served }).catch(() => {});
+  }
+
+  /** Its daemon is gone, and with it all that it held. */
+  die(): void {
+    this.#isDead = true;
+    for (const session of this.#sessions) session.destroy();
+  }
+}
+
+/** The same stream, which takes no more than this. */
+function paced(stream: Duplex, bytesPerSecond: number): Duplex {
+  const slow = new Transform({
+    transform(chunk: Buffer, _encoding, done) {
+      setTimeout(done, (chunk.length * 1000) / bytesPerSecond, null, chunk);
+    },
+  });
+  slow.pipe(stream);
+  slow.on('error', () => {});
+  stream.once('close', () => slow.destroy());
+  const both = Duplex.from({ readable: stream, writable: slow });
+  both.on('error', () => {});
+  return both;
 }
 
 /** Two ends of one stream with a buffer between them, as a link has. */

@@ -3,12 +3,13 @@ import { type Command, Option } from 'commander';
 import type { Drain } from '../../sdk/client.ts';
 import { addLongWorkOptions, finish, type LongWorkOptions } from '../progress.ts';
 import { addCommand, type Session, withSession } from '../session.ts';
-import { parseCount } from '../values.ts';
+import { parseCount, parseDuration } from '../values.ts';
 
 interface DrainOptions extends LongWorkOptions {
   to?: string[];
   parallel?: number;
   order?: NonNullable<Drain['order']>;
+  deadline?: number;
 }
 
 export function addDrainCommands(program: Command): void {
@@ -21,6 +22,11 @@ export function addDrainCommands(program: Command): void {
     ),
   )
     .option('--to <peer...>', 'only to these cloudlets')
+    .option(
+      '--deadline <time>',
+      'to be empty by then, such as 60s: chooses order and engine, or says that it cannot',
+      parseDuration,
+    )
     .option('--parallel <number>', 'VMs at one time (2 if absent)', parseCount)
     .addOption(
       new Option('--order <order>', 'which go first (smallest if absent)').choices([
@@ -44,12 +50,16 @@ export function addDrainCommands(program: Command): void {
   );
 }
 
-async function drain(session: Session, { to, parallel, order, ...waiting }: DrainOptions): Promise<void> {
+async function drain(
+  session: Session,
+  { to, parallel, order, deadline, ...waiting }: DrainOptions,
+): Promise<void> {
   const operation = await session.viper.drainCloudlet({
     body: {
       ...(to ? { to } : {}),
       ...(parallel === undefined ? {} : { parallel }),
       ...(order ? { order } : {}),
+      ...(deadline === undefined ? {} : { deadlineMs: deadline }),
     },
     signal: session.signal,
   });

@@ -33,6 +33,12 @@ export function addStatusCommands(program: Command): void {
               ? undefined
               : `at most ${formatBitRate(cloudlet.limits.bandwidthBps)} together`,
           ],
+          [
+            'Lends',
+            cloudlet.relay.memoryBytes > 0
+              ? `at most ${formatBytes(cloudlet.relay.memoryBytes)}, ${formatBytes(cloudlet.relay.freeBytes)} of it now`
+              : undefined,
+          ],
           ['Draining', cloudlet.draining ? 'yes: it takes no VMs until `viper undrain`' : undefined],
           ['VMs', `${vms.running} running of ${vms.total}`],
         ]),

@@ -5,7 +5,7 @@ import { formatBytes } from '../../model/units.ts';
 import { type Continuity, continuities } from '../../model/vm.ts';
 import { type MigrateVm, type MigrationPlan, ViperError } from '../../sdk/client.ts';
 import { UsageError } from '../failures.ts';
-import { followOperation, summaryOf } from '../follow-migration.ts';
+import { followMerge, followOperation, summaryOf } from '../follow-migration.ts';
 import { formatBitRate, formatDuration } from '../output.ts';
 import { addLongWorkOptions, type LongWorkOptions } from '../progress.ts';
 import { addCommand, type Session, withSession } from '../session.ts';
@@ -21,6 +21,8 @@ interface MigrateOptions extends LongWorkOptions {
   storage?: (typeof storages)[number];
   channels?: number;
   engine?: (typeof engines)[number];
+  relays?: string;
+  replicas?: number;
   downtime?: number;
   bandwidth?: number;
   autoConverge?: true;
@@ -40,16 +42,23 @@ export function addVmMigrateCommands(vm: Command): void {
   )
     .requiredOption('--to <peer>', 'name or id of the other cloudlet')
     .addOption(
-      new Option('--mode <mode>', 'auto: pre-copy while it gains on the guest, else post-copy')
-        .choices(migrationModes)
-        .default('precopy'),
+      new Option(
+        '--mode <mode>',
+        'auto: pre-copy while it gains on the guest, else post-copy (precopy if absent; postcopy if relayed)',
+      ).choices(migrationModes),
     )
     .addOption(
       new Option(
         '--engine <engine>',
-        'condensed: send only what the other side cannot know; direct (default): all of it; auto: what is sooner done',
+        'condensed: send only what the other side cannot know; direct (default): all of it; auto: what is sooner done; ' +
+          'relayed: other cloudlets hold what the destination has not taken yet, so this one is free sooner',
       ).choices(engines),
     )
+    .option(
+      '--relays <peers>',
+      'relayed: names of those that may hold memory, such as a,b (all that lend some)',
+    )
+    .option('--replicas <number>', 'relayed: how many hold each part (2 if absent)', parseCount)
     .addOption(
       new Option(
         '--storage <storage>',
@@ -104,6 +113,7 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
   const { viper, output, signal } = session;
   const { to, mode, storage, channels, engine, downtime, bandwidth, autoConverge, continuity, device } =
     options;
+  const { relays, replicas } = options;
   const limits: NonNullable<MigrateVm['limits']> = {
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),
     ...(bandwidth === undefined ? {} : { bandwidthBps: bandwidth }),
@@ -115,6 +125,8 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
     ...(storage ? { storage } : {}),
     ...(channels === undefined ? {} : { channels }),
     ...(engine ? { engine } : {}),
+    ...(relays ? { relays: relays.split(',') } : {}),
+    ...(replicas === undefined ? {} : { replicas }),
     ...(continuity ? { continuity } : {}),
     ...(device ? { device } : {}),
     ...(Object.keys(limits).length > 0 ? { limits } : {}),
@@ -125,7 +137,8 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
   }
   const operation = await viper.migrateVm({ params: { vm: name }, body, signal });
   if (!options.wait) return output.show(operation, () => output.line(operation.id));
-  const ended = await followOperation(session, operation, options.timeout);
+  const moved = await followOperation(session, operation, options.timeout);
+  const ended = await followMerge(session, moved, options.timeout);
   output.show(ended, () => output.say(summaryOf(ended)));
 }
 

@@ -53,7 +53,7 @@ export const cloudletRoutes = {
     body: schema.Drain,
     status: 202,
     reply: schema.Operation,
-    errors: ['not_found', 'too_many', 'busy'],
+    errors: ['not_found', 'too_many', 'busy', 'migration_refused'],
   },
   limitCloudlet: {
     summary: 'Limit what all migrations from this cloudlet take together, from now on',
@@ -62,6 +62,23 @@ export const cloudletRoutes = {
     body: schema.CloudletLimits,
     status: 200,
     reply: schema.CloudletLimits,
+    errors: [],
+  },
+  getRelay: {
+    summary: 'The memory that this cloudlet lends to the migrations of others, and to which',
+    tag: 'cloudlet',
+    access: 'read',
+    status: 200,
+    reply: schema.Relay,
+    errors: [],
+  },
+  lendMemory: {
+    summary: 'Lend memory to the migrations of others, as far as it is free when it is needed',
+    tag: 'cloudlet',
+    access: 'operate',
+    body: schema.LendMemory,
+    status: 200,
+    reply: schema.Relay,
     errors: [],
   },
   undrainCloudlet: {

@@ -47,6 +47,10 @@ export const Cloudlet = Exact({
     description: 'Where disks can be that other cloudlets have too.',
   }),
   limits: CloudletLimits,
+  relay: Exact({
+    memoryBytes: { ...Bytes, description: 'The most that it lends to the migrations of others.' },
+    freeBytes: { ...Bytes, description: 'What it would take of them now.' },
+  }),
   draining: Type.Boolean({ description: 'Takes no VMs and gives its own away, until it is undrained.' }),
   vms: Exact({ total: Type.Integer(), running: Type.Integer() }),
 });
@@ -62,6 +66,15 @@ export const Drain = Body(
     ),
     parallel: Type.Optional(
       Type.Integer({ minimum: 1, maximum: 16, default: 2, description: 'VMs at one time.' }),
+    ),
+    deadlineMs: Type.Optional(
+      Type.Integer({
+        minimum: 1000,
+        maximum: 86_400_000,
+        description:
+          'The cloudlet is to be empty by then: order and engine are chosen for it, by way of relays where that is sooner. ' +
+          'Refused beforehand if it cannot be, as far as earlier migrations tell.',
+      }),
     ),
     order: Type.Optional(
       OneOf(['smallest', 'largest', 'oldest'], 'By memory, or by age; `smallest` if absent.'),

@@ -28,6 +28,12 @@ export const MigrationOptions = Exact({
   storage: OneOf(['shared', 'copied']),
   limits: Limits,
   channels: Type.Integer({ minimum: 0, maximum: 16 }),
+  relayed: Type.Optional(
+    Exact({
+      relays: Type.Array(Exact({ id: Uuid, name: Name }), { maxItems: 32 }),
+      replicas: Type.Integer({ minimum: 1, maximum: 4 }),
+    }),
+  ),
 });
 export const MigrateVm = Body(
   { to: 'edge2' },
@@ -52,8 +58,25 @@ export const MigrateVm = Body(
     engine: Type.Optional(
       OneOf(
         [...migrationEngines, 'auto'],
-        '`direct` if missing; `auto`: condensed, unless the link is too fast for it.',
+        '`direct` if missing; `auto`: condensed, unless the link is too fast for it. `relayed`: the source is free ' +
+          'when other cloudlets hold what the destination has not taken yet.',
       ),
+    ),
+    relays: Type.Optional(
+      Type.Array(Type.String({ pattern: '^[a-z0-9][a-z0-9-]{0,62}$' }), {
+        minItems: 1,
+        maxItems: 32,
+        description:
+          'With `relayed`: names or ids of the peers that may hold memory; all that lend some if absent.',
+      }),
+    ),
+    replicas: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: 4,
+        default: 2,
+        description: 'With `relayed`: how many peers hold each part.',
+      }),
     ),
     continuity: Type.Optional(Continuity),
     device: Type.Optional(
@@ -121,6 +144,17 @@ const MigrationCost = Exact({
   qemuCpuMs: Type.Number({ description: 'Of QEMU beside its vCPUs.' }),
   diskBytes: Type.Integer({ minimum: 0, description: 'The most that was on disk because of it.' }),
 });
+const Amount = Type.Integer({ minimum: 0 });
+/** What a destination fetched from relays. */
+const MergeStatistics = Exact({
+  slabs: Amount,
+  bytes: Bytes,
+  faults: Type.Integer({ minimum: 0, description: 'Page faults that a relay served.' }),
+  faultMedianMs: Type.Optional(Type.Number()),
+  faultP95Ms: Type.Optional(Type.Number()),
+  wrong: Type.Integer({ minimum: 0, description: 'Slabs that were not what was given to the relay.' }),
+  refetched: Type.Integer({ minimum: 0, description: 'Asked for at another relay, too.' }),
+});
 /** What two daemons say to each other about one migration; see src/migration/protocol.ts. */
 export const MigrationMessage = Type.Union([
   Exact({ name: Type.Literal('prepare'), vm: VmToMove, options: MigrationOptions }),
@@ -138,8 +172,10 @@ export const MigrationMessage = Type.Union([
     name: Type.Literal('running'),
     epoch: Type.Integer(),
     complete: Type.Boolean(),
+    divided: Type.Optional(Type.Boolean()),
     cost: Type.Optional(MigrationCost),
   }),
+  Exact({ name: Type.Literal('merged'), merge: MergeStatistics, cost: Type.Optional(MigrationCost) }),
   Exact({ name: Type.Literal('rejected'), reason: Type.String({ maxLength: 10_000 }) }),
 ]);
 
@@ -178,6 +214,12 @@ const EngineStatistics = Exact({
   }),
   fallback: Type.Optional(Type.String({ description: 'Why it could do less than it can.' })),
 });
+const DivisionStatistics = Exact({
+  replicas: Count,
+  slabs: Count,
+  zeroPages: Count,
+  relays: Type.Array(Exact({ name: Type.String(), slabs: Count, bytes: Bytes })),
+});
 const LinkUse = Exact({
   sentBytes: Bytes,
   resentBytes: Bytes,
@@ -211,6 +253,11 @@ export const MigrationResult = Exact({
   pageRequests: Type.Integer(),
   finishedAs: OneOf(['precopy', 'postcopy']),
   condensed: Type.Optional(EngineStatistics),
+  exitMs: Type.Optional(
+    Type.Number({ description: 'From the request to when the source held nothing of the VM any more.' }),
+  ),
+  relayed: Type.Optional(DivisionStatistics),
+  merge: Type.Optional(MergeStatistics),
   imageBytes: Type.Optional(Bytes),
   link: Type.Optional(LinkUse),
   linkUsePercent: Type.Optional(

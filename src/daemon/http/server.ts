@@ -18,6 +18,7 @@ import { AppError } from '../../model/errors.ts';
 import { newId } from '../../model/ids.ts';
 import type { Cloudlet } from '../cloudlet.ts';
 import type { Principal } from '../credentials.ts';
+import { linkPurposes } from '../migrations/peer-side.ts';
 import { authorize, callerOf } from './access.ts';
 import { attachConsole } from './console.ts';
 import { registerDocs } from './docs.ts';
@@ -192,7 +193,10 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
   await app.listen({ host: options.host, port: options.port });
   const link = attachLink(app.server as Server, {
     identify: cloudlet.fleet.identify,
-    accept: (request) => cloudlet.migrations.halves.acceptSession(request),
+    accept: (request) =>
+      request.purpose === linkPurposes.relay
+        ? cloudlet.relay.accept(request)
+        : cloudlet.migrations.halves.acceptSession(request),
   });
   const address = app.server.address();
   const port = typeof address === 'object' && address ? address.port : options.port;

@@ -3,11 +3,12 @@
 import { setImmediate } from 'node:timers/promises';
 import { DestinationMigration } from '../../migration/destination.ts';
 import { isDestinationOver } from '../../migration/destination-machine.ts';
-import type { Problem } from '../../migration/protocol.ts';
+import type { Merged, Problem } from '../../migration/protocol.ts';
 import type { Managed } from '../vms/registry.ts';
 import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing } from './doubt.ts';
 import { type HalfParts, narrate } from './half.ts';
+import { ManifestFile } from './manifest-file.ts';
 import type { DestinationRecord } from './record.ts';
 
 /** To sort the digests of all pages into an index. */
@@ -41,6 +42,9 @@ export function makeDestination(
   let arriving = found;
   let isOver = false;
   let hasArrived = false;
+  /** The source has left before the VM was whole. */
+  let hasMerged = false;
+  const manifest = new ManifestFile(paths.vm(vm.id));
   let meter: CostMeter | undefined;
 
   const make = async () => {
@@ -76,12 +80,21 @@ export function makeDestination(
     if (arriving?.operationId === id) delete arriving.operationId;
     // The VM first: a daemon that dies in between finds the migration open, and ends it again.
     if (arriving && state.name === 'settled') await vms.settle(arriving, { epoch: state.epoch });
+    const merge = migration.mergeStatistics;
     if (state.name === 'absent') journal.forget(id);
     else journal.finish(id);
+    if (hasMerged && merge) tellMerged({ name: 'merged', merge, ...(meter ? { cost: meter.cost } : {}) });
     onOver();
     // Its last word goes out first.
     await setImmediate();
     await migration.stop();
+  };
+
+  /** For the history of a source that is still there. */
+  const tellMerged = (message: Merged): void => {
+    peers.send(peer.id, id, message).catch(() => {
+      // Its host may be switched off by now.
+    });
   };
 
   const migration: DestinationMigration = new DestinationMigration({
@@ -112,12 +125,20 @@ export function makeDestination(
           parts.log.warn({ err: error, vmId: vm.id }, 'what the VM left behind is not remembered');
         });
       },
+      merging: {
+        openRelay: (relay, group, signal) => peers.openRelay(relay, id, group, signal),
+        readManifest: () => manifest.read(),
+        writeManifest: (bytes) => manifest.write(bytes),
+        removeManifest: () => manifest.remove(),
+        tellOperator: (message) => tell.attention(message),
+      },
       discard: async () => {
         if (arriving && registry.holds(arriving)) await vms.forget(arriving);
         await networks.destination.drop(id);
       },
       onState: (state) => {
         meter?.sample();
+        if (state.name === 'merging') hasMerged = true;
         if (!lacksPages()) doubt.note(isDestinationInDoubt(state));
         tell.state(state.name);
         if (state.name === 'arrived' && arriving && arriving.record.state === 'arriving')

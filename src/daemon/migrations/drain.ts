@@ -4,16 +4,21 @@
  */
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
+import { type DrainPlan, planDrain } from '../../migration/drain-plan.ts';
+import type { Problem } from '../../migration/protocol.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { Peer } from '../../model/fleet.ts';
 import type { Uuid } from '../../model/ids.ts';
+import type { MigrationEngine } from '../../model/migration.ts';
 import type { Operation } from '../../model/operation.ts';
 import type { VmRecord } from '../../model/vm.ts';
+import { residentBytes } from '../../vm/cpu-time.ts';
 import type { EventLog } from '../events.ts';
 import type { Fleet } from '../fleet.ts';
 import type { OperationContext, Operations } from '../operations.ts';
 import type { Store } from '../store/index.ts';
 import type { VmRegistry } from '../vms/registry.ts';
+import { defaultReplicas, lentBytesOf } from './relays.ts';
 import type { MigrationService } from './service.ts';
 
 type Request = Static<typeof schemas.Drain>;
@@ -62,14 +67,17 @@ export class Drain {
     });
   }
 
-  start(request: Request): Operation {
+  async start(request: Request): Promise<Operation> {
     const { operations, store, events } = this.#options;
     const running = this.#operation && operations.get(this.#operation.id);
     if (running?.state === 'running') {
       throw new AppError('busy', 'The cloudlet is being drained already', { operationId: running.id });
     }
     const targets = this.#targets(request.to);
-    this.#operation = operations.run('cloudlet.drain', {}, (work) => this.#empty(request, targets, work));
+    const plan = await this.#planFor(request, targets);
+    this.#operation = operations.run('cloudlet.drain', {}, (work) =>
+      this.#empty(request, targets, plan, work),
+    );
     store.transact(() => {
       store.meta.set(metaKey, 'yes');
       events.append({ kind: 'cloudlet.draining', data: {} });
@@ -97,12 +105,61 @@ export class Drain {
     });
   }
 
-  async #empty(request: Request, targets: Peer[], work: OperationContext): Promise<Record<string, string>> {
+  #leaving(): VmRecord[] {
+    const all = this.#options.registry.all().map(({ record }) => record);
+    return all.filter(({ state }) => state === 'running' || state === 'paused');
+  }
+
+  /** With a deadline: how each VM leaves. Throws `migration_refused` when the host cannot be empty by then. */
+  async #planFor({ deadlineMs }: Request, targets: Peer[]): Promise<DrainPlan | undefined> {
+    if (deadlineMs === undefined) return undefined;
+    const { fleet, migrations } = this.#options;
+    const room = await this.#roomOf(targets);
+    const best = room.toSorted((a, b) => b.freeBytes - a.freeBytes)[0];
+    if (!best || best.freeBytes < 0)
+      throw new AppError('migration_refused', 'Cannot drain: no peer can be reached', { problems: [] });
+    const { uplinkBps, toBps } = migrations.ratesTo(best.peer.id);
+    const lent = await Promise.all(
+      fleet
+        .peers()
+        .filter(({ id }) => id !== best.peer.id)
+        .map((peer) => lentBytesOf(fleet, peer).catch(() => 0)),
+    );
+    const lenders = lent.filter((bytes) => bytes > 0);
+    const plan = planDrain({
+      deadlineMs,
+      vms: await Promise.all(
+        this.#leaving().map(async ({ id, name, process, spec }) => ({
+          name,
+          memoryBytes: (process && residentBytes(process.pid)) ?? spec.memoryBytes,
+          diskBytes: (await migrations.check(id, { to: best.peer.id })).vm.diskBytes,
+          toBps,
+        })),
+      ),
+      uplinkBps,
+      relays: { count: lenders.length, freeBytes: lenders.reduce((sum, bytes) => sum + bytes, 0) },
+      replicas: defaultReplicas,
+    });
+    if (plan.fits) return plan;
+    const value = `${deadlineMs} ms`;
+    const wanted = `at least ${plan.totalMs} ms`;
+    const message = `Cannot drain in ${value}: as far as is known now it takes ${plan.totalMs} ms`;
+    const problem: Problem = { field: 'body.deadlineMs', value: deadlineMs, wanted, message };
+    throw new AppError('migration_refused', message, { problems: [problem] });
+  }
+
+  async #empty(
+    request: Request,
+    targets: Peer[],
+    plan: DrainPlan | undefined,
+    work: OperationContext,
+  ): Promise<Record<string, string>> {
     const { registry } = this.#options;
-    const running = registry
-      .all()
-      .filter(({ record }) => record.state === 'running' || record.state === 'paused');
-    const waiting = running.map(({ record }) => record).toSorted(orders[request.order ?? 'smallest']);
+    const place = ({ name }: VmRecord) => plan!.moves.findIndex((move) => move.name === name);
+    const order: (a: VmRecord, b: VmRecord) => number = plan
+      ? (a, b) => place(a) - place(b)
+      : orders[request.order ?? 'smallest'];
+    const waiting = this.#leaving().toSorted(order);
     const total = waiting.length;
     const moved: string[] = [];
     const left: { name: string; why: string }[] = [];
@@ -111,7 +168,8 @@ export class Drain {
     const worker = async (): Promise<void> => {
       for (let vm = waiting.shift(); vm && !work.signal.aborted; vm = waiting.shift()) {
         try {
-          await this.#move(vm, targets, work.signal);
+          const engine = plan?.moves.find(({ name }) => name === vm.name)?.engine;
+          await this.#move(vm, targets, engine, work.signal);
           moved.push(vm.name);
         } catch (error) {
           left.push({ name: vm.name, why: asAppError(error).message });
@@ -139,7 +197,12 @@ export class Drain {
   }
 
   /** To the peer that is nearest to the VM's device, or else has the most free memory, of those that would take it. */
-  async #move(vm: VmRecord, targets: Peer[], signal: AbortSignal): Promise<void> {
+  async #move(
+    vm: VmRecord,
+    targets: Peer[],
+    engine: MigrationEngine | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { migrations, operations } = this.#options;
     const near = await this.#options.nearness(vm.id).catch(() => new Map<Uuid, number>());
     const room = await Promise.all(
@@ -155,7 +218,7 @@ export class Drain {
       signal.throwIfAborted();
       let operation: Operation;
       try {
-        operation = await migrations.start(vm.id, { to: peer.id });
+        operation = await migrations.start(vm.id, { to: peer.id, ...(engine ? { engine } : {}) });
       } catch (error) {
         refusal = error;
         continue;
@@ -170,6 +233,12 @@ export class Drain {
       throw new AppError(ended.error?.code ?? 'migration_failed', ended.error?.message ?? 'it was not moved');
     }
     throw refusal;
+  }
+
+  #roomOf(targets: Peer[]): Promise<{ peer: Peer; freeBytes: number }[]> {
+    return Promise.all(
+      targets.map(async (peer) => ({ peer, freeBytes: await this.#freeBytes(peer).catch(() => -1) })),
+    );
   }
 
   async #freeBytes(peer: Peer): Promise<number> {

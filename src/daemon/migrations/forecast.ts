@@ -13,7 +13,7 @@ import type { MigrationRecord } from './record.ts';
 export type Forecast = NonNullable<Static<typeof schemas.MigrationPlan>['forecast']>;
 
 /** Where nothing was ever sent to that peer: a common local network. */
-const assumedBps = 1_000_000_000;
+export const assumedBps = 1_000_000_000;
 const measureS = 1;
 const measureTimeoutMs = 5000;
 /** Eight times QEMU's default, which finds nothing in a small guest; 16 MiB of each GiB are hashed. */
@@ -75,10 +75,22 @@ async function sampleDirtyBps(qmp: QmpConnection): Promise<number> {
  * little, so there it is the best rate that was seen on the link.
  */
 export function linkBpsOf(records: readonly MigrationRecord[], peerId: string): number | undefined {
-  const rateOf = ({ result, options }: MigrationRecord): number | undefined =>
-    options?.engine === 'condensed' ? result?.link?.rateBps : result?.rateBps;
+  const rateOf = ({ result, options }: MigrationRecord): number | undefined => {
+    // What relays were given says nothing of the destination.
+    if (options?.engine === 'relayed') return undefined;
+    return options?.engine === 'condensed' ? result?.link?.rateBps : result?.rateBps;
+  };
   const last = records.findLast(
     (record) => record.role === 'source' && record.peer.id === peerId && rateOf(record),
   );
   return last && rateOf(last);
+}
+
+/** The best rate that was seen leave this cloudlet, whatever it left for. */
+export function uplinkBpsOf(records: readonly MigrationRecord[]): number | undefined {
+  const rates = records
+    .filter(({ role, result }) => role === 'source' && result)
+    .map(({ result }) => Math.max(result!.link?.rateBps ?? 0, result!.rateBps));
+  const best = Math.max(0, ...rates);
+  return best > 0 ? best : undefined;
 }

@@ -41,6 +41,11 @@ export function narrate({ events, log }: Pick<HalfParts, 'events' | 'log'>, reco
       const data = { migrationId: id, role, name: vm.name, peer: peer.name };
       events.append({ kind: `migration.${state}`, vmId: vm.id, data });
     },
+    /** The source holds nothing of the VM any more: its host may be switched off. */
+    exited(exitMs: number): void {
+      const data = { migrationId: id, name: vm.name, peer: peer.name, exitMs: Math.round(exitMs) };
+      events.append({ kind: 'migration.exited', vmId: vm.id, data });
+    },
     attention(message: string): void {
       log.error(fields, message);
       const data = { migrationId: id, role, name: vm.name, message };

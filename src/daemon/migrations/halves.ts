@@ -8,7 +8,7 @@ import type { AcceptedSession, Session, SessionRequest } from '../../link/index.
 import type { DestinationMigration } from '../../migration/destination.ts';
 import { absentDestination } from '../../migration/destination-machine.ts';
 import { checkFit, type Preflight, qemuFactsOf } from '../../migration/preflight.ts';
-import type { ToDestination, ToSource } from '../../migration/protocol.ts';
+import type { Merged, ToDestination, ToSource } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
@@ -122,6 +122,7 @@ export class Halves {
     const isAtWork = this.outgoing.has(id) || this.incoming.has(id);
     // Its QEMU does not answer yet; what is said meanwhile will be said again.
     if (record && !record.finishedAt && !isAtWork) return;
+    if (message.name === 'merged') return this.#merged(id, record, message);
     if (record?.role === 'source') {
       // One that has ended still answers a destination that asks what became of it.
       const migration = this.outgoing.get(id) ?? this.beSource(undefined, record);
@@ -140,6 +141,14 @@ export class Halves {
     }
     if (toDestination.name === 'commit') return this.#options.peers.send(from.id, id, { name: 'unknown' });
     if (toDestination.name === 'abort') return this.#options.peers.send(from.id, id, { name: 'gone' });
+  }
+
+  /** The VM is whole, some time after it had left here. */
+  async #merged(id: Uuid, record: MigrationRecord | undefined, message: Merged) {
+    if (record?.role !== 'source') return;
+    // It may come while the last of it is put away here.
+    await this.outgoing.get(id)?.waitUntilOver();
+    this.#options.journal.merged(id, message);
   }
 
   /** Takes a session of the link: bytes of a migration by its ticket, or a base image. */

@@ -1,4 +1,5 @@
 /** What the store keeps of the migrations of this cloudlet: the journal of those at work, the history of the others. */
+import type { Merged } from '../../migration/protocol.ts';
 import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { Store } from '../store/index.ts';
@@ -42,6 +43,15 @@ export class MigrationJournal {
     const finished = { ...record, ...facts, finishedAt: new Date().toISOString() } as MigrationRecord;
     this.#store.migrations.put(finished);
     this.#onFinished(finished);
+  }
+
+  /** The destination has all of the VM, which had left here before. */
+  merged(id: Uuid, { merge, cost }: Merged): void {
+    const record = this.get(id);
+    if (!record?.result) return;
+    const totalMs = Date.now() - Date.parse(record.createdAt);
+    const result = { ...record.result, totalMs, merge, ...(cost ? { destination: cost } : {}) };
+    this.#store.migrations.put({ ...record, result } as MigrationRecord);
   }
 
   /** The other side has ended it, too, and it never came to anything here. */

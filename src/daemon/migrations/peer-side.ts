@@ -3,7 +3,7 @@ import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
 import { openSession, type Session } from '../../link/index.ts';
-import type { Ticket, ToDestination, ToSource } from '../../migration/protocol.ts';
+import type { Merged, Ticket, ToDestination, ToSource } from '../../migration/protocol.ts';
 import type { SessionPurpose } from '../../migration/source.ts';
 import { AppError } from '../../model/errors.ts';
 import type { Peer } from '../../model/fleet.ts';
@@ -12,18 +12,23 @@ import type { Fleet } from '../fleet.ts';
 import type { LinkLimits } from './link-limits.ts';
 
 /** `sessions-lost`: the daemon at the source was started again, and nobody will resume the sessions of the one before. */
-export type Message = ToDestination | ToSource | { name: 'sessions-lost' };
+export type Message = ToDestination | ToSource | Merged | { name: 'sessions-lost' };
 
 /** Short: a message that does not come through is sent again soon. */
 const messageTimeoutMs = 3000;
 
 /** A cut of the link must cost no more than its own time, also when it falls on the moment of opening. */
 const openTimeoutMs = 60_000;
+/** There are others. */
+const relayOpenTimeoutMs = 5000;
+/** How long a relay keeps what nobody asks for: a destination that is cut off, or whose daemon is away, comes back. */
+const relayLeaseS = 1800;
 
 export const linkPurposes = {
   disk: 'viper-disk/1',
   memory: 'viper-memory/1',
   image: 'viper-image/1',
+  relay: 'viper-relay/1',
 } as const;
 
 export class PeerSide {
@@ -78,11 +83,23 @@ export class PeerSide {
     return this.open(peerId, purpose, { migrationId, secret: ticket.secret }, signal);
   }
 
+  /** A session with a relay, for whoever knows the secret of a migration's slabs. */
+  openRelay(relayId: Uuid, migrationId: Uuid, group: string, signal: AbortSignal): Promise<Session> {
+    return this.open(
+      relayId,
+      'relay',
+      { migrationId, group, leaseS: relayLeaseS },
+      signal,
+      relayOpenTimeoutMs,
+    );
+  }
+
   async open(
     peerId: Uuid,
     purpose: keyof typeof linkPurposes,
     hello: Record<string, string | number> & { migrationId: Uuid },
     signal: AbortSignal,
+    timeoutMs = openTimeoutMs,
   ): Promise<Session> {
     const session = await openSession({
       url: this.find(peerId).url,
@@ -92,7 +109,7 @@ export class PeerSide {
       purpose: linkPurposes[purpose],
       hello,
       signal,
-      limits: { openTimeoutMs },
+      limits: { openTimeoutMs: timeoutMs },
       sharedLimits: this.limits.of(hello.migrationId),
     });
     // Whoever reads or writes it meets the error there.

@@ -7,7 +7,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
-import { chooseEngine } from '../../migration/engine-policy.ts';
+import { chooseEngine, type EngineChoice } from '../../migration/engine-policy.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { plannedSource } from '../../migration/source-machine.ts';
@@ -29,7 +29,7 @@ import type { Page, PageRequest, Store } from '../store/index.ts';
 import type { Managed, VmRegistry } from '../vms/registry.ts';
 import type { Runner } from '../vms/runner.ts';
 import type { VmService } from '../vms/service.ts';
-import { type Forecast, forecast, linkBpsOf, measureDirtyBps } from './forecast.ts';
+import { assumedBps, type Forecast, forecast, linkBpsOf, measureDirtyBps, uplinkBpsOf } from './forecast.ts';
 import { narrate } from './half.ts';
 import { Halves } from './halves.ts';
 import { imageHello, sendImage } from './image-transfer.ts';
@@ -37,6 +37,7 @@ import { MigrationJournal } from './journal.ts';
 import type { LinkLimits } from './link-limits.ts';
 import { PeerSide } from './peer-side.ts';
 import { endingOf, type MigrationRecord, type SourceRecord, viewOf } from './record.ts';
+import { chooseRelays, defaultReplicas } from './relays.ts';
 
 export interface MigrationServiceOptions {
   identity: () => CloudletIdentity;
@@ -125,6 +126,14 @@ export class MigrationService {
     return { vm, options, peer, problems, hasImage, rttMs, linkBps };
   }
 
+  /** What leaves this cloudlet at the most, and what a peer takes, as far as earlier migrations have shown. */
+  ratesTo(peerId: Uuid): { uplinkBps: number; toBps: number } {
+    const latest = this.#journal.latest();
+    const limitBps = this.#options.linkLimits.cloudletBps ?? Number.POSITIVE_INFINITY;
+    const uplinkBps = Math.min(limitBps, uplinkBpsOf(latest) ?? assumedBps);
+    return { uplinkBps, toBps: Math.min(uplinkBps, linkBpsOf(latest, peerId) ?? assumedBps) };
+  }
+
   /** Starts a migration and answers with the operation that ends when it has. */
   async start(reference: string, request: MigrateVm): Promise<Operation> {
     const { registry } = this.#options;
@@ -168,22 +177,41 @@ export class MigrationService {
     const managed = registry.find(reference);
     registry.require(managed, 'migrate');
     const peer = this.#peers.find(request.to);
+    const wantedRelays = request.relays?.map((relay) => this.#peers.find(relay));
     const id = newId();
     const { qemu } = await runner.facts();
     const ask = async (storage: MigrationOptions['storage']) => {
       const vm = await this.#vmToMove(managed, storage);
-      const choice = chooseEngine({
+      const latest = this.#journal.latest();
+      let choice = chooseEngine({
         wanted: request.engine ?? 'direct',
         channels: request.channels ?? 0,
-        linkBps: linkBpsOf(this.#journal.latest(), peer.id),
+        linkBps: linkBpsOf(latest, peer.id),
         limitBps: request.limits?.bandwidthBps,
+        // Post-copy, and memory at others: only for those who leave both to us.
+        ...(request.mode === undefined && { uplinkBps: uplinkBpsOf(latest) }),
       });
-      const options = optionsOf(request, storage, choice.engine);
+      const found =
+        choice.engine === 'relayed'
+          ? await chooseRelays(this.#options.fleet, {
+              wanted: wantedRelays,
+              destination: peer,
+              replicas: request.replicas ?? defaultReplicas,
+            })
+          : undefined;
+      // One that nobody asked for is done without.
+      if (found && found.problems.length > 0 && request.engine === 'auto') choice = withoutRelays(choice);
+      const isRelayed = choice.engine === 'relayed' && found;
+      const ofRelays = isRelayed ? found.problems : [];
+      const options = {
+        ...optionsOf(request, storage, choice.engine),
+        ...(isRelayed ? { relayed: found.relayed } : {}),
+      };
       const sentAt = new Date().toISOString();
       const asked = performance.now();
       const answer = await this.#peers.check(peer, id, { vm, options, qemuVersion: qemu.version, sentAt });
       const rttMs = Math.round(performance.now() - asked);
-      const problems = [...answer.problems, ...this.#problemsHere(vm, answer.hasImage)];
+      const problems = [...answer.problems, ...this.#problemsHere(vm, answer.hasImage), ...ofRelays];
       return { id, managed, peer, vm, options, choice, rttMs, hasImage: answer.hasImage, problems };
     };
     const wanted = request.storage ?? 'auto';
@@ -382,8 +410,10 @@ export class MigrationService {
 
   /** The record with what is known only while it runs. */
   #live(record: MigrationRecord): MigrationRecord {
-    const migration = this.halves.outgoing.get(record.id);
-    return migration && !record.finishedAt ? { ...record, progress: migration.progress } : record;
+    if (record.finishedAt) return record;
+    const { outgoing, incoming } = this.halves;
+    const progress = outgoing.get(record.id)?.progress ?? incoming.get(record.id)?.mergeProgress;
+    return progress ? { ...record, progress } : record;
   }
 
   async #vmToMove({ record }: Managed, storage: MigrationOptions['storage']): Promise<VmToMove> {
@@ -416,12 +446,22 @@ const unknownImage = (digest: string): VmToMove['image'] => ({
   virtualBytes: 0,
 });
 
+const withoutRelays = ({ reason }: EngineChoice): EngineChoice => ({
+  engine: 'condensed',
+  reason: `${reason.split(':')[0]}, but too few peers lend memory`,
+});
+
 function optionsOf(
   request: MigrateVm,
   storage: MigrationOptions['storage'],
   engine: MigrationEngine,
 ): MigrationOptions {
-  const { channels = 0, mode = 'precopy' } = request;
+  const { channels = 0, mode = engine === 'relayed' ? 'postcopy' : 'precopy' } = request;
+  if (engine === 'relayed' && mode === 'precopy') {
+    throw new AppError('invalid_request', 'Migrate VM: the mode is precopy with the engine relayed', {
+      problems: [{ field: 'body.mode', value: mode, wanted: 'postcopy, hybrid or auto, or another engine' }],
+    });
+  }
   if (channels > 0 && mode !== 'precopy') {
     throw new AppError(
       'invalid_request',

@@ -60,6 +60,7 @@ export function makeSource(
     if (managed && state.name === 'ended') await vms.settle(managed, { epoch: state.epoch });
     if (state.name === 'moved') await networks.source.moved(id);
     else await networks.source.stayed(id, managed);
+    if (state.name === 'moved') tell.exited(result.exitMs ?? result.totalMs);
     journal.finish(id, { progress, result });
     onOver();
     // Its last word goes out first.
@@ -68,6 +69,7 @@ export function makeSource(
   };
 
   const migration: SourceMigration = new SourceMigration({
+    id,
     vm,
     options,
     state: record.state,
@@ -80,6 +82,11 @@ export function makeSource(
       },
       openSession: async (purpose, ticket, signal) => {
         const session = await peers.openSession(peer.id, id, purpose, ticket, signal);
+        link.add(session);
+        return session;
+      },
+      openRelay: async (relay, group, signal) => {
+        const session = await peers.openRelay(relay, id, group, signal);
         link.add(session);
         return session;
       },

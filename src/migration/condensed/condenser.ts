@@ -92,6 +92,22 @@ export class Condenser {
     return frameOf(frame.batch, head, digest, squeezed.bytes);
   }
 
+  get hasSets(): boolean {
+    return this.#options.sets.length > 0;
+  }
+
+  /** Whether a set that both ends hold has the page, for each page with content. */
+  async inSets(batch: PageBatch): Promise<boolean[]> {
+    const { sets, statistics } = this.#options;
+    const startedAt = performance.now();
+    const digests = digestBlocks(batch.content.subarray(0, batch.dataPages * pageBytes));
+    statistics.cpuMs.digest += performance.now() - startedAt;
+    const found = await Promise.all(sets.map((set) => lookup(set, digests)));
+    return Array.from({ length: batch.dataPages }, (_, index) =>
+      found.some((blocks) => blocks[index] !== noBlock),
+    );
+  }
+
   /** With `scratch` the body is to be compressed, and `scratch` is to be given back then. */
   async #encode(
     batch: PageBatch,

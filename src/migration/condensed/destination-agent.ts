@@ -9,10 +9,15 @@
  *
  * A page that could not be made out of a batch is missing too: it is asked for again, whole. In pre-copy the tail
  * waits for it; in post-copy nothing waits.
+ *
+ * Relayed: the source says of more and more of what is missing where it is, and a merger fetches it from there. When
+ * that is known of all of it and written down, nothing depends on the source any more.
  */
 import type { Duplex } from 'node:stream';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
+import type { Uuid } from '../../model/ids.ts';
+import type { MergeStatistics } from '../../model/migration.ts';
 import { type BlockReader, digestBlocks, digestBytes, type SetName } from '../../pages/index.ts';
 import {
   AnswerParser,
@@ -30,10 +35,13 @@ import {
   renameSection,
   startSection,
 } from '../../stream/index.ts';
+import { parseDivision, parseRuns, parseSlab, type Run } from '../relayed/division.ts';
+import { Manifest } from '../relayed/manifest.ts';
+import { Merger } from '../relayed/merger.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, frame, maxFrameBytes, protocolVersion } from './frames.ts';
 import type { GuestRam } from './guest-memory.ts';
-import { type Hello, parseHello, parseLayout } from './handshake.ts';
+import { type Hello, type Layout, parseHello, parseLayout } from './handshake.ts';
 import { PageFeed } from './page-feed.ts';
 import { PageSet } from './page-set.ts';
 import { isSqueezed, lostSet, type PageRun, Rebuilder, type Unpacked, unpack } from './rebuilder.ts';
@@ -50,7 +58,8 @@ const lastPing = 3;
 export interface DestinationAgentOptions {
   /** A socket on which QEMU listens. */
   qemu: Duplex;
-  link: Duplex;
+  /** `undefined` only when it goes on from a manifest. */
+  link: Duplex | undefined;
   /** `undefined` when it cannot be read: then the source refers to nothing that this QEMU has got. */
   memory: GuestRam | undefined;
   /** Reference sets that this cloudlet holds. */
@@ -62,6 +71,21 @@ export interface DestinationAgentOptions {
    * zeroes), by the numbers that both ends have for them. Called when all of it is here.
    */
   remember?: ((digests: Buffer) => void) | undefined;
+  /** Missing where nothing is relayed. */
+  merging?: Merging | undefined;
+}
+
+/** What the destination of a relayed migration needs beside the link. */
+export interface Merging {
+  /** What an earlier agent knew of the relays: the source is not needed, and there is no link. */
+  manifest?: Manifest | undefined;
+  /** A session of the group with a relay. */
+  openRelay: (id: Uuid, group: string, signal: AbortSignal) => Promise<Duplex>;
+  /** Where everything is that is missing; when this resolves, it outlives the daemon. */
+  keep: (manifest: Manifest) => Promise<void>;
+  /** It is kept: the source is not needed any more. */
+  onDivided: () => void;
+  onLost: (message: string) => void;
 }
 
 export class DestinationAgent {
@@ -78,8 +102,6 @@ export class DestinationAgent {
   #missing = new PageSet(0);
   #asked = new PageSet(0);
   #tail: Buffer | undefined;
-  /** What came so far is taken. */
-  #turn: Promise<void> = Promise.resolve();
   #unpacking = 0;
   readonly #broken = Promise.withResolvers<never>();
   /** Of what came, if it is to be remembered. */
@@ -89,9 +111,24 @@ export class DestinationAgent {
   /** While a post-copy is resumed: QEMU's bitmaps, and its word that it goes on. */
   #bitmaps: ((block: number, bits: Buffer) => void) | undefined;
   #acknowledged: (() => void) | undefined;
+  #layout: Layout | undefined;
+  /** What writes to QEMU does so in its turn. */
+  #turn: Promise<unknown> = Promise.resolve();
+  #manifest: Manifest | undefined;
+  #merger: Merger | undefined;
+  /** Settles when the merger has nothing to do any more. */
+  #merged: Promise<void> | undefined;
+  /** The source has nothing more to tell; nothing depends on it. */
+  #isDividedThere = false;
+  #isKeeping = false;
+  #isDivided = false;
 
   constructor(options: DestinationAgentOptions) {
     this.#options = options;
+  }
+
+  get mergeStatistics(): MergeStatistics | undefined {
+    return this.#merger?.statistics;
   }
 
   /** Resolves when QEMU has got all that it needs. Whatever breaks it, link and socket are destroyed. */
@@ -101,7 +138,7 @@ export class DestinationAgent {
     broken.promise.catch(() => {});
     qemu.on('error', broken.reject);
     // It may break when nobody reads or writes it any more.
-    link.on('error', broken.reject);
+    link?.on('error', (error) => this.#isDivided || broken.reject(error));
     qemu.on('close', () => {
       if (this.#state !== 'done') broken.reject(new Error('QEMU closed its stream'));
     });
@@ -113,20 +150,34 @@ export class DestinationAgent {
       }
     });
     try {
-      await Promise.race([this.#run(), broken.promise]);
+      await Promise.race([link ? this.#run(link) : this.#mergeAlone(), broken.promise]);
       qemu.end();
     } catch (error) {
-      link.destroy();
+      link?.destroy();
       qemu.destroy();
       throw error;
     } finally {
+      await this.#merger?.end({ drop: this.#state === 'done' });
       for (const reader of this.#readers) await reader[Symbol.asyncDispose]();
     }
   }
 
-  async #run(): Promise<void> {
-    const { link, sets, memory } = this.#options;
+  async #run(link: Duplex): Promise<void> {
+    const { sets, memory } = this.#options;
     link.write(encodeJson(frame.offer, { version: protocolVersion, sets, reads: memory !== undefined }));
+    try {
+      await this.#follow(link);
+    } catch (error) {
+      // A source that has left need not say good-bye.
+      if (!this.#isDivided) throw error;
+    }
+    if (this.#isDivided) await this.#merged;
+    // The last of it may still be on its way to QEMU.
+    await this.#turn;
+    if (this.#state !== 'done' && !this.#isPlain) throw agentError('its end before the stream was whole');
+  }
+
+  async #follow(link: Duplex): Promise<void> {
     for await (const { type, body } of framesOf(link)) {
       if (type !== frame.batch) await this.#turn;
       if (this.#state === 'done') continue;
@@ -137,12 +188,20 @@ export class DestinationAgent {
       else if (type === frame.blocks && !this.#table) await this.#begin(body);
       else if (!this.#table || !this.#feed) throw agentError(`a frame of type ${type} before its blocks`);
       else if (type === frame.batch) await this.#takeInTurn(body);
-      else if (type === frame.command && !this.#tail) await this.#feed.between(Buffer.from(body));
-      else if (type === frame.tail && !this.#tail) await this.#takeTail(body);
+      else if (type === frame.command && !this.#tail)
+        await this.#inTurn(() => this.#feed!.between(Buffer.from(body)));
+      else if (type === frame.tail && !this.#tail) await this.#inTurn(() => this.#takeTail(body));
+      else if (type === frame.division && !this.#manifest)
+        this.#divide(new Manifest(parseDivision(body), this.#layout!));
+      else if (this.#manifest) await this.#learn(this.#manifest, type, body);
       else throw agentError(`a frame of type ${type} out of place`);
     }
-    await this.#turn;
-    if (this.#state !== 'done' && !this.#isPlain) throw agentError('its end before the stream was whole');
+  }
+
+  #inTurn<Result>(work: () => Promise<Result>): Promise<Result> {
+    const turn = this.#turn.then(work);
+    this.#turn = turn.catch(() => {});
+    return turn;
   }
   #isPlain = false;
 
@@ -166,43 +225,44 @@ export class DestinationAgent {
   }
 
   async #begin(body: Buffer): Promise<void> {
-    const { sectionId, table } = parseLayout(body);
-    const { qemu } = this.#options;
     const { mode } = this.#hello!;
-    const memory = this.#options.memory;
+    const layout = parseLayout(body);
+    this.#prepare(layout);
+    const { sectionId, table } = layout;
+    if (mode === 'resume') return this.#resume(table, sectionId);
+    if (this.#hello!.keeps && this.#options.remember) this.#digests = Buffer.alloc(table.pages * digestBytes);
+    if (!this.#opening) throw agentError('blocks before the opening');
+    await this.#feed!.write(this.#opening);
+    if (mode === 'postcopy')
+      await this.#feed!.write(Buffer.concat([openReturnPath(), ping(1), postcopyAdvise()]));
+    await this.#feed!.write(startSection(sectionId, table));
+  }
+
+  #prepare({ sectionId, table }: Layout): void {
+    const { qemu, memory } = this.#options;
     memory?.use(table);
+    this.#layout = { sectionId, table };
     this.#table = table;
     this.#missing = new PageSet(table.pages);
     this.#asked = new PageSet(table.pages);
     this.#answers = new AnswerParser(Math.max(...table.blocks.map(({ pages }) => pages)));
     this.#rebuilder = new Rebuilder({ pages: table.pages, sets: this.#readers, memory });
     this.#feed = new PageFeed(qemu, sectionId, table);
-    if (mode === 'resume') return this.#resume(table, sectionId);
-    if (this.#hello!.keeps && this.#options.remember) this.#digests = Buffer.alloc(table.pages * digestBytes);
-    if (!this.#opening) throw agentError('blocks before the opening');
-    await this.#feed.write(this.#opening);
-    if (mode === 'postcopy')
-      await this.#feed.write(Buffer.concat([openReturnPath(), ping(1), postcopyAdvise()]));
-    await this.#feed.write(startSection(sectionId, table));
   }
 
   /** Batches are unpacked side by side, a few of them, and taken one after the other. */
   async #takeInTurn(body: Buffer): Promise<void> {
-    if (!isSqueezed(body)) {
-      await this.#turn;
-      await this.#take(await unpack(body));
-      return;
-    }
-    const unpacked = unpack(Buffer.from(body));
+    const isSlow = isSqueezed(body);
+    const unpacked = unpack(isSlow ? Buffer.from(body) : body);
     // Waited for in its turn.
     unpacked.catch(() => {});
-    this.#unpacking += 1;
     const before = this.#turn;
-    this.#turn = before.then(async () => {
-      await this.#take(await unpacked);
+    this.#unpacking += 1;
+    const taken = this.#inTurn(async () => this.#take(await unpacked)).finally(() => {
       this.#unpacking -= 1;
     });
-    this.#turn.catch(this.#broken.reject);
+    taken.catch(this.#broken.reject);
+    if (!isSlow) await taken;
     if (this.#unpacking >= mostUnpacking) await before;
   }
 
@@ -219,6 +279,7 @@ export class DestinationAgent {
     }
     if (missed.length > 0) this.#ask(missed, true);
     await this.#perhapsFinish();
+    await this.#perhapsDivided();
   }
 
   #note(runs: readonly PageRun[]): void {
@@ -273,13 +334,14 @@ export class DestinationAgent {
   }
 
   async #perhapsFinish(): Promise<void> {
+    if (this.#state === 'done') return;
     const isOver = this.#missing.size === 0 && (this.#state === 'lacking' || this.#tail !== undefined);
     if (!isOver) return;
     const feed = this.#feed!;
     await feed.end();
     await feed.write(this.#state === 'lacking' ? eof() : this.#tail!);
     this.#state = 'done';
-    this.#options.link.end();
+    this.#options.link?.end();
     if (this.#digests) this.#options.remember!(this.#digests);
   }
 
@@ -300,8 +362,11 @@ export class DestinationAgent {
     const first = block.firstPage + Math.floor(startByte / pageBytes);
     const end = Math.min(first + Math.ceil(bytes / pageBytes), block.firstPage + block.pages);
     const wanted: number[] = [];
-    for (let page = first; page < end; page++)
-      if (this.#missing.has(page) && this.#asked.add(page)) wanted.push(page);
+    for (let page = first; page < end; page++) {
+      if (!this.#missing.has(page) || !this.#asked.add(page)) continue;
+      if (this.#merger && this.#manifest!.covers(page)) this.#merger.want(page);
+      else wanted.push(page);
+    }
     if (wanted.length > 0) this.#ask(wanted, false);
   }
 
@@ -309,7 +374,7 @@ export class DestinationAgent {
     const body = Buffer.alloc(1 + pages.length * 4);
     body[0] = Number(plain);
     for (const [index, page] of pages.entries()) body.writeUInt32BE(page, 1 + index * 4);
-    this.#options.link.write(encodeFrame(frame.want, body));
+    this.#options.link?.write(encodeFrame(frame.want, body));
   }
 
   /** A post-copy goes on: QEMU says what it has, and the source is told what it lacks. */
@@ -331,8 +396,78 @@ export class DestinationAgent {
     await promise;
     await this.#feed!.between(renameSection(sectionId));
     this.#state = 'lacking';
-    const { link } = this.#options;
-    link.write(encodeFrame(frame.missing, await compress(missing.toBytes())));
+    this.#options.link?.write(encodeFrame(frame.missing, await compress(missing.toBytes())));
     await this.#perhapsFinish();
+  }
+
+  /** From now on the source says what relays hold. */
+  #divide(manifest: Manifest): void {
+    const { merging } = this.#options;
+    if (!merging || this.#hello?.mode === 'precopy') throw agentError('a division that was not agreed on');
+    const { relays, group } = manifest.division;
+    this.#manifest = manifest;
+    this.#merger = new Merger({
+      manifest,
+      open: (relay, signal) => merging.openRelay(relays[relay]!, group, signal),
+      missing: this.#missing,
+      place: async (body) => {
+        const unpacked = await unpack(body);
+        await this.#inTurn(() => this.#take(unpacked));
+      },
+      placeZeroes: (runs) => this.#inTurn(() => this.#takeZeroes(runs)),
+      onLost: merging.onLost,
+    });
+  }
+
+  async #learn(manifest: Manifest, type: number, body: Buffer): Promise<void> {
+    const { pages } = this.#table!;
+    if (type === frame.slab) manifest.add(parseSlab(body, pages, manifest.division.relays.length));
+    else if (type === frame.zeroes) manifest.addZeroes(parseRuns(body, pages));
+    else if (type === frame.divided) this.#isDividedThere = true;
+    else throw agentError(`a frame of type ${type} out of place`);
+    await this.#perhapsDivided();
+  }
+
+  /** What is still on its way from the source, or is to be mended by it, is waited for. */
+  async #perhapsDivided(): Promise<void> {
+    const manifest = this.#manifest;
+    if (!manifest || !this.#isDividedThere || this.#isDivided || this.#state !== 'lacking') return;
+    if (this.#isKeeping || manifest.firstUncovered(this.#missing) >= 0) return;
+    this.#isKeeping = true;
+    await this.#options.merging!.keep(manifest);
+    this.#isDivided = true;
+    this.#options.merging!.onDivided();
+    this.#startMerging();
+  }
+
+  /** What the guest has asked for at the source comes from relays now as well; then everything else. */
+  #startMerging(): void {
+    const merger = this.#merger!;
+    const asked = this.#asked;
+    for (let page = asked.next(0); page >= 0; page = asked.next(page + 1)) merger.want(page);
+    this.#merged = merger.run();
+    this.#merged.catch(() => {});
+  }
+
+  async #takeZeroes(runs: readonly Run[]): Promise<void> {
+    const zeroes = runs.map(([page, count]) => ({ page, count, content: undefined }));
+    await this.#feed!.pages(this.#onlyMissing(zeroes));
+    await this.#perhapsFinish();
+  }
+
+  /** Goes on from a manifest: QEMU says what it has, and the rest is fetched from relays. */
+  async #mergeAlone(): Promise<void> {
+    const manifest = this.#options.merging!.manifest!;
+    const { sectionId, table } = manifest.layout;
+    this.#prepare(manifest.layout);
+    await this.#resume(table, sectionId);
+    if (this.#state === 'done') return;
+    this.#isDivided = true;
+    this.#divide(manifest);
+    const lost = manifest.firstUncovered(this.#missing);
+    if (lost >= 0) throw agentError(`a manifest without page ${lost}`);
+    this.#startMerging();
+    await this.#merged;
+    await this.#turn;
   }
 }

@@ -63,6 +63,12 @@ export function frameOf(type: number, ...parts: readonly Uint8Array[]): Uint8Arr
 export const encodeJson = (type: number, value: unknown): Buffer =>
   encodeFrame(type, Buffer.from(JSON.stringify(value)));
 
+export function encodeWord(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(value);
+  return bytes;
+}
+
 export class FrameReader {
   readonly #queue = new ByteQueue();
 

@@ -45,10 +45,10 @@ export function parseHello(body: Buffer): Hello {
 /** The section of RAM in the source's stream, and its blocks. */
 export interface Layout {
   sectionId: number;
-  blocks: { name: string; sizeBytes: number }[];
+  table: BlockTable;
 }
 
-export function parseLayout(body: Buffer): { sectionId: number; table: BlockTable } {
+export function parseLayout(body: Buffer): Layout {
   const { sectionId, blocks } = parse(body);
   const isList = Array.isArray(blocks) && blocks.length > 0 && blocks.length <= 256;
   if (!isList || !Number.isInteger(sectionId)) throw agentError('a layout that is none');

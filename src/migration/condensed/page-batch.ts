@@ -43,6 +43,18 @@ export class PageBatch {
     return zeroes.map(({ page, zeroPages }) => [page, zeroPages]);
   }
 
+  /** Its pages with content for which `isTheirs` holds, by their numbers, go to the other batch; no zeroes are in it. */
+  move(isTheirs: readonly boolean[], to: PageBatch): void {
+    const entries = this.entries.splice(0);
+    const content = this.content;
+    this.dataPages = 0;
+    for (const [index, { page }] of entries.entries()) {
+      const batch = isTheirs[index] ? to : this;
+      // Within this one nothing is moved behind where it was.
+      batch.addPage(page, content, index * pageBytes);
+    }
+  }
+
   /** Runs of its pages with content. */
   get dataRuns(): [number, number][] {
     const runs: [number, number][] = [];

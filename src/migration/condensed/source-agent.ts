@@ -7,10 +7,14 @@
  *             does; what they contain is read later from the memory of the VM, which stands still then
  *   serving   QEMU is done. Pending pages follow, those first that the destination asks for
  *
+ * Relayed: in `serving`, what the destination does not take as fast as it is read goes to relays, and the destination is
+ * told where it is. When nothing is pending any more the destination says that it does not need us.
+ *
  * Reading a page later than QEMU did is safe at any time: QEMU clears its dirty bit before it reads it.
  * Because the source QEMU knows nothing of post-copy, it can let the VM run again as long as nobody else did.
  */
 import type { Duplex, Readable } from 'node:stream';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
 import type { SessionStats } from '../../link/index.ts';
@@ -19,10 +23,12 @@ import { KiB } from '../../model/units.ts';
 import { isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
 import { delay } from '../../qmp/index.ts';
 import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../stream/index.ts';
+import type { Divider, SlabContent } from '../relayed/divider.ts';
+import type { Run } from '../relayed/division.ts';
 import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
 import { framesOf } from './frame-stream.ts';
-import { agentError, encodeFrame, encodeJson, frame, protocolVersion } from './frames.ts';
+import { agentError, encodeFrame, encodeJson, encodeWord, frame, protocolVersion } from './frames.ts';
 import type { GuestRam } from './guest-memory.ts';
 import { type AgentMode, parseOffer } from './handshake.ts';
 import { Outbox } from './outbox.ts';
@@ -44,6 +50,8 @@ export interface SourceAgentOptions {
   keeps?: boolean;
   limitBps: () => number | undefined;
   compression?: CompressionMode;
+  /** With relays that are open. Missing where nothing is relayed. */
+  divider?: Divider | undefined;
   statistics: EngineStatistics;
 }
 
@@ -52,9 +60,20 @@ const decompress = promisify(zstdDecompress);
 
 /** Pushed at once while the guest waits for others: short, so that what it asks for is not long in coming. */
 const pushPages = 64;
-/** A link may always have so much under way, however slow it seems. */
-const leastInFlightBytes = 256 * KiB;
+const leastPushPages = 8;
+/** A link may always have so much under way as it carries in this time, within bounds. */
+const queueMs = 20;
+const leastQueueBytes = 64 * KiB;
+const mostQueueBytes = 256 * KiB;
+/** Relayed: a guest that has asked for something lately is about to ask for more, and others can take what is left. */
+const calmMs = 300;
 const shallowPollMs = 2;
+/** Pages of a slab: what a guest waits for comes as a whole slab, and each has its cost. */
+const slabPages = 64;
+/** Pages that are looked at for one slab: most of a guest may be zero. */
+const scannedPages = 2048;
+/** Frames that may wait for the link beside pages: where slabs are is a few bytes each. */
+const mostWords = 63;
 /** With a page that is asked for come those behind it, which a guest mostly wants next. */
 const prefetchPages = 16;
 /** QEMU numbers sections from 0; this is none of them, and what the number of RAM was nobody needs to remember. */
@@ -82,7 +101,12 @@ export class SourceAgent {
   /** Pages that QEMU has not written even once. */
   #unseen = new PageSet(0);
   #nextPush = 0;
+  #leastRttMs = Number.POSITIVE_INFINITY;
+  /** When the destination last asked for something. */
+  #wantedAt = Number.NEGATIVE_INFINITY;
   #isEnded = false;
+  /** The destination was told that nothing is pending any more. */
+  #isDivided = false;
   #wake = Promise.withResolvers<void>();
 
   /** By an agent whose work this one goes on with. */
@@ -98,7 +122,8 @@ export class SourceAgent {
 
   get statistics(): EngineStatistics {
     const { statistics } = this.#options;
-    statistics.wireBytes = this.#sentBefore + this.#outbox.sentBytes;
+    const relayedBytes = this.#options.divider?.sentBytes ?? 0;
+    statistics.wireBytes = this.#sentBefore + this.#outbox.sentBytes + relayedBytes;
     return statistics;
   }
 
@@ -281,6 +306,18 @@ export class SourceAgent {
     sizes.writeUInt32BE(pending.length, 4);
     const packed = await compress(Buffer.concat([tail, pending]));
     this.#outbox.send(encodeFrame(frame.tail, sizes, packed));
+    if (isPostcopy) this.#beginDivision();
+  }
+
+  #beginDivision(): void {
+    this.#options.divider?.begin({
+      tell: (bytes) => this.#outbox.send(bytes),
+      giveBack: (runs) => {
+        for (const [first, count] of runs) this.#pending.addRange(first, count);
+        this.#isDivided = false;
+      },
+      wake: () => this.#wake.resolve(),
+    });
   }
 
   /** Goes on where another agent, perhaps of an earlier daemon, was cut off. */
@@ -297,12 +334,14 @@ export class SourceAgent {
     const { pages } = this.#table!;
     const bits = await decompress(next.value.body, { maxOutputLength: pages / 8 + 64 });
     this.#pending = PageSet.fromBytes(pages, bits);
+    this.#beginDivision();
   }
 
   async #listen(frames: AsyncIterable<{ type: number; body: Buffer }>): Promise<void> {
     for await (const { type, body } of frames) {
       if (type !== frame.want || !this.#table) throw agentError(`a frame of type ${type}`);
       const plain = body[0] === 1;
+      if (!plain) this.#wantedAt = performance.now();
       for (let at = 1; at + 4 <= body.length; at += 4) {
         const page = body.readUInt32BE(at);
         if (page >= this.#table.pages || this.#wants.length >= mostWants)
@@ -317,6 +356,8 @@ export class SourceAgent {
   }
 
   async #serve(): Promise<void> {
+    const { divider } = this.#options;
+    if (divider) return this.#serveDivided(divider);
     while (!this.#isEnded) {
       if (this.#wants.length > 0) {
         this.#takeWants();
@@ -331,16 +372,111 @@ export class SourceAgent {
     }
   }
 
+  /** The destination takes what it can, and relays the rest. */
+  async #serveDivided(divider: Divider): Promise<void> {
+    while (!this.#isEnded) {
+      const woken = this.#wake.promise;
+      const isPending = this.#pending.size > 0;
+      if (this.#wants.length > 0) this.#takeWants();
+      else if (isPending && this.#isLinkOpen && this.#isGuestCalm) this.#push();
+      else if (isPending && divider.hasRoom) this.#divide(divider);
+      else {
+        if (!isPending && divider.isSettled && !this.#isDivided) {
+          this.#isDivided = true;
+          this.#outbox.send(encodeFrame(frame.divided, encodeWord(divider.size)));
+        }
+        const isLinkAwaited = isPending && this.#wants.length === 0;
+        const pause = isLinkAwaited ? delay(shallowPollMs, this.#abort.signal) : woken;
+        await Promise.race([pause, woken, this.#outbox.failed]);
+        this.#wake = Promise.withResolvers();
+      }
+      // What came in meanwhile is heard.
+      await nextTurn();
+      await this.#outbox.room(mostWords);
+    }
+  }
+
+  /** Up to a slab of what is pending, for relays; zeroes among it need none. */
+  #divide(divider: Divider): void {
+    const batch = this.#spare.pop() ?? new PageBatch();
+    const zeroes: Run[] = [];
+    for (let scanned = 0; scanned < scannedPages && batch.dataPages < slabPages; ) {
+      const first = this.#pending.next(this.#nextPush);
+      if (first < 0 && this.#nextPush === 0) break;
+      this.#nextPush = Math.max(first, 0);
+      if (first < 0) continue;
+      const [[, count]] = this.#pending.runs(first, first + slabPages - batch.dataPages) as [
+        [number, number],
+      ];
+      this.#takePending(batch, first, count);
+      this.#nextPush = first + count;
+      scanned += count;
+      zeroes.push(...batch.takeZeroes());
+    }
+    if (zeroes.length > 0) divider.addZeroes(zeroes);
+    const onTaken = () => {
+      batch.clear();
+      this.#spare.push(batch);
+    };
+    if (batch.isEmpty) {
+      onTaken();
+      return;
+    }
+    divider.add(this.#fillSlab(batch, onTaken), batch.dataRuns);
+  }
+
+  /** What both ends hold needs no relay: it is told to the destination in a few bytes. */
+  async #fillSlab(batch: PageBatch, onTaken: () => void): Promise<SlabContent | undefined> {
+    const condenser = this.#condenser!;
+    if (condenser.hasSets) {
+      const isKnown = await condenser.inSets(batch);
+      const known = this.#spare.pop() ?? new PageBatch();
+      if (isKnown.includes(true)) batch.move(isKnown, known);
+      this.#send(known, false);
+    }
+    if (batch.isEmpty) {
+      onTaken();
+      return undefined;
+    }
+    const runs = batch.dataRuns;
+    // Without the frame's head: the slab has its own.
+    const [, ...body] = await condenser.condense(batch, { plain: true, onTaken });
+    return { body, runs };
+  }
+
+  /** Fewer on a slow link. */
+  get #pagesAtOnce(): number {
+    const { link } = this.#options;
+    if (!('stats' in link)) return pushPages;
+    const { deliveryRateBps } = link.stats as SessionStats;
+    const pages = Math.floor(((deliveryRateBps / 8000) * queueMs) / pageBytes);
+    return Math.min(pushPages, Math.max(leastPushPages, pages));
+  }
+
+  get #isGuestCalm(): boolean {
+    return performance.now() - this.#wantedAt > calmMs || !this.#options.divider?.hasRoom;
+  }
+
+  get #isLinkOpen(): boolean {
+    return this.#outbox.isIdle && this.#isLinkShallow;
+  }
+
   /** What the link holds is what a page that the guest waits for stands behind: no more than keeps it busy. */
   async #untilLinkIsShallow(): Promise<void> {
-    const { link } = this.#options;
-    if (!('stats' in link)) return;
-    while (this.#wants.length === 0 && !this.#isEnded) {
-      const { unacknowledgedBytes, deliveryRateBps, rttMs } = link.stats as SessionStats;
-      const inFlightBytes = ((deliveryRateBps / 8) * (rttMs ?? 0)) / 1000;
-      if (unacknowledgedBytes <= Math.max(leastInFlightBytes, inFlightBytes * 1.5)) return;
+    while (this.#wants.length === 0 && !this.#isEnded && !this.#isLinkShallow)
       await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
-    }
+  }
+
+  get #isLinkShallow(): boolean {
+    const { link } = this.#options;
+    if (!('stats' in link)) return true;
+    const { unacknowledgedBytes, deliveryRateBps, rttMs } = link.stats as SessionStats;
+    // A round trip takes longer when bytes queue, which they must not be let to do because of that.
+    if (rttMs !== null) this.#leastRttMs = Math.min(this.#leastRttMs, rttMs);
+    const bytesPerMs = deliveryRateBps / 8000;
+    const inFlightBytes = Number.isFinite(this.#leastRttMs) ? bytesPerMs * this.#leastRttMs : 0;
+    const queueBytes = Math.min(mostQueueBytes, Math.max(leastQueueBytes, bytesPerMs * queueMs));
+    return unacknowledgedBytes <= Math.max(queueBytes, inFlightBytes * 1.5);
   }
 
   /** What was asked for, with what lies behind it. */
@@ -358,6 +494,8 @@ export class SourceAgent {
         continue;
       }
       statistics.requestedPages += 1;
+      // Relays have it, or are about to: it may be asked for before that is known there.
+      if (!this.#pending.has(page)) this.#read(batch, page, 1);
       for (const [first, count] of this.#pending.runs(page, page + prefetchPages)) {
         this.#takePending(batch, first, count);
         if (batch.isFull) break;
@@ -368,13 +506,14 @@ export class SourceAgent {
 
   #push(): void {
     const batch = this.#spare.pop() ?? new PageBatch();
-    for (let taken = 0; taken < pushPages && this.#pending.size > 0; ) {
+    const most = this.#pagesAtOnce;
+    for (let taken = 0; taken < most && this.#pending.size > 0; ) {
       const first = this.#pending.next(this.#nextPush);
       if (first < 0) {
         this.#nextPush = 0;
         continue;
       }
-      const [[, count]] = this.#pending.runs(first, first + pushPages - taken) as [[number, number]];
+      const [[, count]] = this.#pending.runs(first, first + most - taken) as [[number, number]];
       this.#takePending(batch, first, count);
       this.#nextPush = first + count;
       taken += count;

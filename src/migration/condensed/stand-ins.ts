@@ -97,38 +97,65 @@ export class FakeQemu extends Duplex {
   readonly ram: FakeRam;
   readonly #parser: StreamParser;
   /** Post-copy: pages that are not there. */
-  readonly lacks = new Set<number>();
+  readonly lacks: Set<number>;
   isPostcopy = false;
   tail: Buffer[] = [];
   written = 0;
   /** Pages that its guest touches first when it runs. */
   #touches: readonly number[];
 
-  constructor(ram: FakeRam, touches: readonly number[] = []) {
+  /** With `paused` it is one whose post-copy has lost its stream, and begins with the questions of a recovery. */
+  constructor(ram: FakeRam, touches: readonly number[] = [], paused?: { lacks: Set<number> }) {
     super({ allowHalfOpen: true });
     this.ram = ram;
     this.#touches = touches;
+    this.lacks = paused?.lacks ?? new Set();
+    if (paused) this.isPostcopy = true;
     const table = ram.table();
-    this.#parser = new StreamParser({
-      page: (page, buffer, at) => this.#place(page, buffer.subarray(at, at + pageBytes)),
-      zeroPage: (page) => this.#place(page, Buffer.alloc(pageBytes)),
-      command: (code, payload) => {
-        if (code === command.discard) this.#discard(payload);
-        if (code === command.ping) this.answer({ name: 'pong', value: payload.readUInt32BE(0) });
+    this.#parser = new StreamParser(
+      {
+        page: (page, buffer, at) => this.#place(page, buffer.subarray(at, at + pageBytes)),
+        zeroPage: (page) => this.#place(page, Buffer.alloc(pageBytes)),
+        command: (code, payload) => {
+          if (code === command.discard) this.#discard(payload);
+          if (code === command.ping) this.answer({ name: 'pong', value: payload.readUInt32BE(0) });
+          if (code === command.receivedBitmap) this.#tellReceived(payload.toString('latin1', 1));
+          if (code === command.postcopyResume) {
+            this.answer({ name: 'resume-ack', value: 1 });
+            this.#touch();
+          }
+        },
+        package: () => {
+          this.isPostcopy = true;
+          this.#touch();
+        },
+        tail: (bytes) => {
+          this.tail.push(Buffer.from(bytes));
+          if (this.isPostcopy) this.answer({ name: 'shut', value: 0 });
+        },
       },
-      package: () => {
-        this.isPostcopy = true;
-        for (const page of this.#touches) {
-          const block = table.blocks[table.blockOf(page)]!;
-          const startByte = (page - block.firstPage) * pageBytes;
-          this.answer({ name: 'request-pages', startByte, bytes: pageBytes, blockName: block.name });
-        }
-      },
-      tail: (bytes) => {
-        this.tail.push(Buffer.from(bytes));
-        if (this.isPostcopy) this.answer({ name: 'shut', value: 0 });
-      },
-    });
+      paused && table,
+    );
+    // A stream that goes on has no beginning.
+    if (paused) this.#parser.push(opening);
+  }
+
+  #touch(): void {
+    const table = this.ram.table();
+    for (const page of this.#touches) {
+      const block = table.blocks[table.blockOf(page)]!;
+      const startByte = (page - block.firstPage) * pageBytes;
+      this.answer({ name: 'request-pages', startByte, bytes: pageBytes, blockName: block.name });
+    }
+  }
+
+  #tellReceived(blockName: string): void {
+    const table = this.ram.table();
+    const { firstPage, pages } = table.blocks[table.indexOf(blockName)]!;
+    const bits = Buffer.alloc(Math.ceil(pages / 64) * 8);
+    for (let page = 0; page < pages; page++)
+      if (!this.lacks.has(firstPage + page)) bits[page >>> 3]! |= 1 << (page & 7);
+    this.answer({ name: 'received-bitmap', blockName, bits });
   }
 
   answer(answer: Answer): void {

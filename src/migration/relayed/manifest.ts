@@ -5,9 +5,9 @@
  *   u32 length of the head, JSON head: what both ends know of the VM's memory and of the relays, with the key
  *   then frames, SLAB and ZEROES, as they came
  */
-import { type BlockTable, pageBytes } from '../../stream/index.ts';
+import { pageBytes } from '../../stream/index.ts';
 import { agentError, FrameReader, frame } from '../condensed/frames.ts';
-import { parseLayout } from '../condensed/handshake.ts';
+import { type Layout, parseLayout } from '../condensed/handshake.ts';
 import { PageSet } from '../condensed/page-set.ts';
 import {
   type Division,
@@ -20,12 +20,6 @@ import {
   type Run,
   type Slab,
 } from './division.ts';
-
-/** The section of RAM in QEMU's stream, and its blocks. */
-export interface Layout {
-  sectionId: number;
-  table: BlockTable;
-}
 
 export class Manifest {
   readonly division: Division;

@@ -9,6 +9,8 @@ type Names =
   | 'getCloudlet'
   | 'drainCloudlet'
   | 'limitCloudlet'
+  | 'getRelay'
+  | 'lendMemory'
   | 'undrainCloudlet'
   | 'listInstanceTypes';
 
@@ -31,6 +33,8 @@ export const systemHandlers = (cloudlet: Cloudlet): Handlers<Names> => ({
     cloudlet.linkLimits.setCloudlet(body.bandwidthBps);
     return { bandwidthBps: cloudlet.linkLimits.cloudletBps };
   },
+  getRelay: () => cloudlet.relay.status,
+  lendMemory: ({ body }) => cloudlet.relay.lend(body.memoryBytes),
   undrainCloudlet: () => {
     cloudlet.drain.undrain();
     return undefined;

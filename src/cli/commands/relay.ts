@@ -1,0 +1,49 @@
+/** `viper relay`: memory that the cloudlet lends to the migrations of others. */
+import type { Command } from 'commander';
+import { formatBytes } from '../../model/units.ts';
+import type { Relay } from '../../sdk/client.ts';
+import type { Output } from '../output.ts';
+import { addCommand, withSession } from '../session.ts';
+import { parseSize } from '../values.ts';
+
+export function addRelayCommands(program: Command): void {
+  const relay = program.command('relay').description('lend memory to the migrations of other cloudlets');
+
+  addCommand(relay, 'on', 'lend memory, as far as it is free when it is needed', 'viper relay on --memory 4G')
+    .requiredOption('--memory <size>', 'the most that is lent, such as 4G', parseSize)
+    .action(
+      withSession(async ({ viper, output, signal }, { memory }: { memory: number }) => {
+        show(output, await viper.lendMemory({ body: { memoryBytes: memory }, signal }));
+      }),
+    );
+
+  addCommand(
+    relay,
+    'off',
+    'lend nothing more; what is held stays until its lease ends',
+    'viper relay off',
+  ).action(
+    withSession(async ({ viper, output, signal }) => {
+      show(output, await viper.lendMemory({ body: { memoryBytes: 0 }, signal }));
+    }),
+  );
+
+  addCommand(relay, 'status', 'what is lent, and to which migrations', 'viper relay status').action(
+    withSession(async ({ viper, output, signal }) => {
+      show(output, await viper.getRelay({ signal }));
+    }),
+  );
+}
+
+function show(output: Output, relay: Relay): void {
+  const { memoryBytes, usedBytes, freeBytes, migrations } = relay;
+  output.show(relay, () => {
+    output.facts([
+      ['Lends', memoryBytes > 0 ? `at most ${formatBytes(memoryBytes)}` : 'nothing'],
+      ['Holds', formatBytes(usedBytes)],
+      ['Would take', formatBytes(freeBytes)],
+    ]);
+    for (const { migrationId, cloudlet, slabs, bytes } of migrations)
+      output.say(`${formatBytes(bytes)} in ${slabs} slabs from ${cloudlet}, migration ${migrationId}`);
+  });
+}

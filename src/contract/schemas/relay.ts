@@ -1,0 +1,25 @@
+/** Memory that a cloudlet lends to the migrations of others. */
+import { Type } from 'typebox';
+import { Body, Bytes, Exact, Uuid } from './basics.ts';
+
+export const LendMemory = Body(
+  { memoryBytes: 4 * 2 ** 30 },
+  { memoryBytes: { ...Bytes, description: 'The most that is lent; 0: nothing.' } },
+);
+export const Relay = Exact({
+  memoryBytes: { ...Bytes, description: 'The most that is lent; 0: nothing.' },
+  usedBytes: Bytes,
+  freeBytes: {
+    ...Bytes,
+    description:
+      'What it would take now: of what it lends, and of what its host has left. Nothing is reserved.',
+  },
+  migrations: Type.Array(
+    Exact({
+      migrationId: Uuid,
+      cloudlet: Type.String({ description: 'The source, from which it has the memory.' }),
+      slabs: Type.Integer({ minimum: 0 }),
+      bytes: Bytes,
+    }),
+  ),
+});

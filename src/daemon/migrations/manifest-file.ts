@@ -1,0 +1,47 @@
+/** Where the memory of a VM is that relays hold, with the key to it: a file that only this daemon reads. */
+import { open, readFile, rename, rm } from 'node:fs/promises';
+import path from 'node:path';
+
+export class ManifestFile {
+  readonly #directory: string;
+  readonly #file: string;
+
+  /** `directory`: the VM's. */
+  constructor(directory: string) {
+    this.#directory = directory;
+    this.#file = path.join(directory, 'manifest');
+  }
+
+  async read(): Promise<Buffer | undefined> {
+    try {
+      return await readFile(this.#file);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      throw error;
+    }
+  }
+
+  /** All of it or nothing; resolves when it is on the disk. */
+  async write(bytes: Buffer): Promise<void> {
+    const draft = `${this.#file}.new`;
+    await rm(draft, { force: true });
+    const file = await open(draft, 'wx', 0o600);
+    try {
+      await file.writeFile(bytes);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(draft, this.#file);
+    const directory = await open(this.#directory);
+    try {
+      await directory.sync();
+    } finally {
+      await directory.close();
+    }
+  }
+
+  async remove(): Promise<void> {
+    await rm(this.#file, { force: true });
+  }
+}

@@ -1,0 +1,87 @@
+import assert from 'node:assert/strict';
+import { duplexPair } from 'node:stream';
+import { type TestContext, test } from 'node:test';
+import type { Session } from '../../link/index.ts';
+import { newId } from '../../model/ids.ts';
+import { MiB } from '../../model/units.ts';
+import { RelayClient } from '../../relay/index.ts';
+import { EventLog } from '../events.ts';
+import { testStore } from '../store/fixtures.ts';
+import { RelayService } from './service.ts';
+
+const group = 'ab'.repeat(32);
+const migrationId = newId();
+const hello = { migrationId, group, leaseS: 0 };
+
+function open(context: TestContext, more: { configuredBytes?: number; isDraining?: () => boolean } = {}) {
+  const fixture = testStore();
+  context.after(() => fixture[Symbol.dispose]());
+  const { store } = fixture;
+  const events = new EventLog(store);
+  const make = () => {
+    const service = new RelayService({
+      store,
+      events,
+      configuredBytes: 0,
+      isDraining: () => false,
+      nameOf: () => 'edge1',
+      availableBytes: () => 2 ** 40,
+      ...more,
+    });
+    context.after(() => service.close());
+    return service;
+  };
+  const kinds = () => store.events.since(0, 100).map(({ kind }) => kind);
+  return { make, kinds };
+}
+
+function connect(service: RelayService, request = hello as Record<string, unknown>) {
+  const accepted = service.accept({ purpose: 'viper-relay/1', cloudletId: newId(), hello: request as never });
+  const [near, far] = duplexPair();
+  accepted.onSession(far as unknown as Session);
+  return { client: new RelayClient(near), near };
+}
+
+test('memory is lent when an operator says so, also after a restart, until he says otherwise', async (context) => {
+  const { make, kinds } = open(context);
+  const service = make();
+  assert.throws(
+    () => service.accept({ purpose: 'viper-relay/1', cloudletId: newId(), hello }),
+    /lends no memory/,
+  );
+  assert.equal(service.lend(64 * MiB).freeBytes, 64 * MiB);
+  assert.equal(make().status.memoryBytes, 64 * MiB);
+  const { client, near } = connect(service);
+  assert.equal(await client.put(1, Buffer.alloc(1000)), true);
+  const [held] = service.status.migrations;
+  assert.deepEqual([held?.migrationId, held?.cloudlet, held?.slabs], [migrationId, 'edge1', 1]);
+  service.lend(0);
+  assert.equal(await client.put(2, Buffer.alloc(1000)), false);
+  assert.equal((await client.get(1, true))?.length, 1000, 'what is held stays');
+  client.drop();
+  assert.equal(await client.get(1, true), undefined);
+  near.end();
+  while (service.status.migrations.length > 0) await new Promise(setImmediate);
+  assert.deepEqual(kinds(), ['relay.on', 'relay.lends', 'relay.off', 'relay.forgot']);
+});
+
+test('a cloudlet that is drained lends nothing', (context) => {
+  const service = open(context, { configuredBytes: MiB, isDraining: () => true }).make();
+  assert.equal(service.status.freeBytes, 0);
+  assert.throws(
+    () => service.accept({ purpose: 'viper-relay/1', cloudletId: newId(), hello }),
+    /lends no memory/,
+  );
+});
+
+test('a session that says nothing of a migration is none', (context) => {
+  const service = open(context, { configuredBytes: MiB }).make();
+  const wrong = [
+    {},
+    { ...hello, group: 'short' },
+    { ...hello, migrationId: '../x' },
+    { ...hello, leaseS: 'long' },
+  ];
+  for (const one of wrong)
+    assert.throws(() => connect(service, one), /This is no session of a relay/, JSON.stringify(one));
+});

@@ -1,0 +1,44 @@
+/**
+ * How many slabs may be on their way at once while nobody waits for them. As many as keep the link busy and no more, for
+ * what a guest waits for stands behind them: it grows while slabs come as quickly as they can, and shrinks when they
+ * begin to queue. How quickly they can is seen when one goes alone, as one does now and then. Pure: times in, a number
+ * out.
+ */
+const least = 2;
+const most = 32;
+/** Slabs whose time is this many times the shortest have queued. */
+const quick = 1.6;
+const late = 2.2;
+/** With each slab the shortest time is believed a little less: the path may change. */
+const aging = 1.0005;
+/** After so many slabs one goes alone. */
+const aloneEvery = 400;
+const smoothing = 0.2;
+
+export class PullWindow {
+  #slabs = 4;
+  #shortestMs = Number.POSITIVE_INFINITY;
+  #typicalMs = 0;
+  #sinceAlone = 0;
+
+  get slabs(): number {
+    return this.#sinceAlone >= aloneEvery ? 1 : Math.floor(this.#slabs);
+  }
+
+  /** How long a slab takes; 0 before the first. */
+  get typicalMs(): number {
+    return this.#typicalMs;
+  }
+
+  /** A slab has come after so long; `wasAlone`: no other was on its way when it was asked for. */
+  note(tookMs: number, wasAlone: boolean): void {
+    this.#sinceAlone = wasAlone ? 0 : this.#sinceAlone + 1;
+    this.#shortestMs = wasAlone ? tookMs : Math.min(this.#shortestMs * aging, tookMs);
+    this.#typicalMs =
+      this.#typicalMs === 0 ? tookMs : this.#typicalMs + smoothing * (tookMs - this.#typicalMs);
+    // One more in the time of a window's worth of slabs.
+    if (tookMs < this.#shortestMs * quick) this.#slabs += 1 / this.#slabs;
+    if (tookMs > this.#shortestMs * late) this.#slabs -= 1 / this.#slabs;
+    this.#slabs = Math.min(most, Math.max(least, this.#slabs));
+  }
+}

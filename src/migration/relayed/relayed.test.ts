@@ -1,0 +1,310 @@
+/** Both agents with relays between them: real protocols, stand-ins for QEMU and for the network. */
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { Duplex, duplexPair } from 'node:stream';
+import { type TestContext, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { AppError } from '../../model/errors.ts';
+import { newId, type Uuid } from '../../model/ids.ts';
+import { MiB } from '../../model/units.ts';
+import { type BlockReader, digestBlocks, MemoryIndex } from '../../pages/index.ts';
+import { SlabStore, serveSlabs } from '../../relay/index.ts';
+import { pageBytes } from '../../stream/index.ts';
+import { DestinationAgent } from '../condensed/destination-agent.ts';
+import { SourceAgent } from '../condensed/source-agent.ts';
+import { allPages, FakeQemu, FakeRam, linkPair, sourceStream } from '../condensed/stand-ins.ts';
+import { noStatistics } from '../condensed/statistics.ts';
+import { Divider } from './divider.ts';
+import { Manifest } from './manifest.ts';
+
+const pages = 3000;
+
+/** Every third page zero, the rest random. */
+function filledRam(): FakeRam {
+  const ram = new FakeRam(pages);
+  for (let page = 0; page < pages; page++) if (page % 3 !== 0) randomBytes(pageBytes).copy(ram.page(page));
+  return ram;
+}
+
+interface RelayOptions {
+  quotaBytes?: number;
+  /** Dies when it is given more slabs than this. */
+  diesAfter?: number;
+  /** Changes a byte of what it gives back. */
+  lies?: boolean;
+  /** Says nothing to the destination. */
+  isSilent?: boolean;
+}
+
+class FakeRelay {
+  readonly id: Uuid = newId();
+  readonly store: SlabStore;
+  readonly isSilent: boolean;
+  readonly #sessions = new Set<Duplex>();
+  #isDead = false;
+
+  constructor({ quotaBytes = 64 * MiB, diesAfter, lies = false, isSilent = false }: RelayOptions = {}) {
+    this.isSilent = isSilent;
+    const store = new SlabStore({ quotaBytes, availableBytes: () => 2 ** 40, now: () => 0 });
+    this.store = store;
+    const [get, put] = [store.get.bind(store), store.put.bind(store)];
+    let given = 0;
+    store.get = (group, slab) => {
+      const bytes = get(group, slab);
+      if (!bytes || !lies) return bytes;
+      const changed = Buffer.from(bytes);
+      changed[5]! ^= 1;
+      return changed;
+    };
+    store.put = (group, slab, bytes) => {
+      given += 1;
+      if (diesAfter !== undefined && given > diesAfter) this.die();
+      return put(group, slab, bytes);
+    };
+  }
+
+  async open(group: string): Promise<Duplex> {
+    if (this.#isDead) throw new AppError('peer_unreachable', 'The relay is dead');
+    const [near, far] = duplexPair();
+    this.#sessions.add(near);
+    this.store.attach(group, 1000);
+    serveSlabs({ store: this.store, group, session: far }).catch(() => {});
+    return near;
+  }
+
+  /** As the destination sees it. */
+  async openThere(group: string): Promise<Duplex> {
+    if (!this.isSilent) return this.open(group);
+    return new Duplex({ read() {}, write: (_bytes, _encoding, done) => done() });
+  }
+
+  die(): void {
+    this.#isDead = true;
+    for (const session of this.#sessions) session.destroy(new AppError('peer_unreachable', 'The relay died'));
+  }
+
+  get slabs(): number {
+    return [...this.store.groups().values()].reduce((sum, { slabs }) => sum + slabs, 0);
+  }
+}
+
+interface Wanted {
+  relays?: RelayOptions[];
+  replicas?: number;
+  touches?: number[];
+  /** Of the link to the destination. */
+  limitBps?: number;
+  /** Both ends hold every fifth page; the destination has something else there if it lies. */
+  knows?: { lies: boolean };
+  /** When the source is not needed any more: by default it is gone at once. */
+  onDivided?: (parts: { relays: FakeRelay[]; sourceLink: Duplex; far: Duplex; qemu: FakeQemu }) => void;
+}
+
+async function move({
+  relays: wanted = [{}, {}, {}],
+  replicas = 2,
+  touches = [],
+  limitBps = 4_000_000,
+  knows,
+  onDivided,
+}: Wanted = {}) {
+  const relays = wanted.map((options) => new FakeRelay(options));
+  const ram = filledRam();
+  const arrived = new FakeRam(pages);
+  const qemu = new FakeQemu(arrived, touches);
+  const index = knows && new MemoryIndex({ maxEntries: pages });
+  for (let page = 0; index && page < pages; page += 5) index.set(page, digestBlocks(ram.page(page)));
+  const held = Buffer.from(ram.bytes);
+  const reader: BlockReader = {
+    blockCount: pages,
+    read: async (blocks) =>
+      Buffer.concat([...blocks].map((block) => held.subarray(block * pageBytes, (block + 1) * pageBytes))),
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+  if (knows?.lies) held.fill(7);
+  const [near, far] = linkPair();
+  const divider = new Divider({
+    migrationId: newId(),
+    replicas,
+    relays: relays.map((relay, number) => ({
+      id: relay.id,
+      name: `r${number}`,
+      open: (group) => relay.open(group),
+    })),
+  });
+  await divider.open();
+  const source = new SourceAgent({
+    qemu: sourceStream(ram, { rounds: [allPages(ram)] }),
+    link: near,
+    memory: ram,
+    mode: 'postcopy',
+    drainAtOnce: true,
+    openIndex: async () => index,
+    // The destination is slow, so that relays are needed.
+    limitBps: () => limitBps,
+    divider,
+    statistics: noStatistics(),
+  });
+  let kept: Buffer | undefined;
+  let dividedThere = -1;
+  const lost: string[] = [];
+  const merging = {
+    openRelay: async (id: Uuid, group: string) => relays.find((relay) => relay.id === id)!.openThere(group),
+    keep: async (manifest: Manifest) => {
+      kept = manifest.toBytes();
+    },
+    onDivided: () => {
+      dividedThere = qemu.lacks.size;
+      if (onDivided) onDivided({ relays, sourceLink: near, far, qemu });
+      else near.destroy();
+    },
+    onLost: (message: string) => lost.push(message),
+  };
+  const reading = { memory: arrived, sets: knows ? ['image:test'] : [], openReader: async () => reader };
+  const destination = new DestinationAgent({ qemu, link: far, ...reading, merging });
+  const [left, came] = await Promise.allSettled([source.run(), destination.run()]);
+  const statistics = divider.statistics;
+  divider.end({ drop: false });
+  return {
+    ram,
+    arrived,
+    qemu,
+    relays,
+    left,
+    came,
+    statistics,
+    merged: destination.mergeStatistics,
+    kept,
+    dividedThere,
+    lost,
+    merging,
+    reading,
+  };
+}
+
+type Moved = Awaited<ReturnType<typeof move>>;
+
+function assertMoved(context: TestContext, { ram, arrived, came, qemu, statistics, merged }: Moved): void {
+  context.diagnostic(JSON.stringify({ statistics, merged }));
+  assert.equal(came.status, 'fulfilled', came.status === 'rejected' ? came.reason?.stack : '');
+  assert.equal(qemu.lacks.size, 0);
+  for (let page = 0; page < pages; page++)
+    assert.ok(ram.page(page).equals(arrived.page(page)), `page ${page}`);
+}
+
+test('the source goes when relays hold what is missing, and the destination gets all of it', async (context) => {
+  const moved = await move({ touches: [1, 1000, 2999, 3, 1000] });
+  assertMoved(context, moved);
+  assert.ok(moved.dividedThere > pages / 2, `${moved.dividedThere} pages were missing at the exit`);
+  assert.equal(moved.left.status, 'rejected', 'its link was cut');
+  assert.equal(moved.statistics.zeroPages > 0, true);
+  const held = moved.statistics.relays.reduce((sum, { slabs }) => sum + slabs, 0);
+  assert.equal(held, 2 * moved.statistics.slabs, 'two relays hold each slab');
+  await until(() => moved.relays.every(({ slabs }) => slabs === 0));
+});
+
+test('a relay that is lost while the source is there has what it held made good', async (context) => {
+  const moved = await move({ relays: [{}, {}, { diesAfter: 4 }] });
+  assertMoved(context, moved);
+  assert.ok(moved.dividedThere > 0);
+});
+
+test('a relay that is lost after the exit costs nothing, nor do two if there are three replicas', async (context) => {
+  for (const [replicas, lost] of [
+    [2, 1],
+    [3, 2],
+  ] as const) {
+    const onDivided: Wanted['onDivided'] = ({ relays, sourceLink }) => {
+      for (const relay of relays.slice(0, lost)) relay.die();
+      sourceLink.destroy();
+    };
+    assertMoved(context, await move({ replicas, onDivided }));
+  }
+});
+
+test('what a relay changes is noticed, and fetched from another', async (context) => {
+  const moved = await move({ relays: [{ lies: true }, {}], touches: [1, 2500] });
+  assertMoved(context, moved);
+  assert.ok(moved.merged!.wrong > 0);
+});
+
+test('a relay that says nothing is not waited for', async (context) => {
+  const moved = await move({ relays: [{ isSilent: true }, {}] });
+  assertMoved(context, moved);
+  assert.ok(moved.merged!.refetched > 0);
+});
+
+test('relays that are full are passed by; if too few are left, the source waits for the destination', async (context) => {
+  const one = await move({ relays: [{ quotaBytes: 200_000 }, {}, {}] });
+  assertMoved(context, one);
+  assert.ok(one.dividedThere > 0);
+  const none = await move({ relays: [{ quotaBytes: 2 * MiB }, {}], limitBps: 1e8 });
+  assertMoved(context, none);
+  assert.ok(none.dividedThere < one.dividedThere);
+});
+
+test('what both ends hold goes to no relay; where the destination is wrong about it, the source mends it', async (context) => {
+  for (const lies of [false, true]) {
+    const moved = await move({ knows: { lies }, limitBps: lies ? 20_000_000 : 4_000_000 });
+    assertMoved(context, moved);
+    assert.ok(moved.dividedThere > 0);
+    // A third is zero, and of the rest every fifth is known.
+    const { bytes } = moved.merged!;
+    assert.ok(bytes < (2 / 3) * (4 / 5) * 1.05 * pages * pageBytes, `${bytes} bytes`);
+  }
+});
+
+test('without relays it is a post-copy', async (context) => {
+  const moved = await move({ relays: [], limitBps: 1e9 });
+  assertMoved(context, moved);
+  assert.equal(moved.left.status, 'fulfilled');
+  assert.equal(moved.dividedThere, -1);
+});
+
+test('an agent that knows nothing but the manifest goes on where the one before was lost', async (context) => {
+  const moved = await move({
+    onDivided: ({ qemu, sourceLink }) => {
+      sourceLink.destroy();
+      qemu.destroy(new Error('the daemon died'));
+    },
+  });
+  assert.equal(moved.came.status, 'rejected');
+  const lacks = moved.qemu.lacks;
+  assert.ok(lacks.size > pages / 2);
+  const again = new FakeQemu(moved.arrived, [1, 2, 700], { lacks });
+  const agent = new DestinationAgent({
+    qemu: again,
+    link: undefined,
+    ...moved.reading,
+    merging: { ...moved.merging, manifest: Manifest.fromBytes(moved.kept!) },
+  });
+  const came = await Promise.allSettled([agent.run()]);
+  assertMoved(context, { ...moved, qemu: again, came: came[0], merged: agent.mergeStatistics });
+});
+
+test('a slab that nobody gives is told of, and the rest comes', async () => {
+  const relays: FakeRelay[] = [];
+  let qemu: FakeQemu | undefined;
+  const moving = move({
+    onDivided: (parts) => {
+      relays.push(...parts.relays);
+      qemu = parts.qemu;
+      for (const relay of parts.relays) {
+        const { get } = relay.store;
+        relay.store.get = (group, slab) => (slab === 2 ? undefined : get(group, slab));
+      }
+      parts.sourceLink.destroy();
+    },
+  });
+  await until(() => (qemu?.lacks.size ?? pages) <= 64);
+  assert.ok(qemu!.lacks.size > 0);
+  qemu!.destroy();
+  const { came, lost } = await moving;
+  assert.equal(came.status, 'rejected');
+  assert.match(lost.join(), /Slab 2 is not at relay/);
+});
+
+async function until(condition: () => boolean): Promise<void> {
+  for (const deadline = Date.now() + 20_000; !condition(); await sleep(5))
+    assert.ok(Date.now() < deadline, 'waited in vain');
+}

@@ -1,0 +1,124 @@
+/**
+ * The relayed engine between real daemons: the source is killed when the VM has left, the destination while it merges,
+ * and a relay is lost; the guest verifies its memory all the same, and nothing is left anywhere.
+ */
+import assert from 'node:assert/strict';
+import { readdir, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { after, before, test } from 'node:test';
+import type { LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
+import { MiB } from '../../src/model/units.ts';
+import {
+  booted,
+  directoryOf,
+  done,
+  importTiny,
+  openFleet,
+  patienceMs,
+  refused,
+  sh,
+  until,
+} from './lab-vm.ts';
+
+const options = { timeout: 600_000 };
+let fleet: LabFleet;
+let north: LabCloudlet;
+let south: LabCloudlet;
+let relays: LabCloudlet[];
+
+before(async () => {
+  fleet = await openFleet();
+  north = await fleet.add('north');
+  south = await fleet.add('south', {}, { proxied: true });
+  // The first says so in its config, the others are told.
+  const lends = { relayMemoryBytes: 256 * MiB };
+  relays = [await fleet.add('r1', lends, { proxied: true })];
+  for (const name of ['r2', 'r3']) relays.push(await fleet.add(name, {}, { proxied: true }));
+  for (const { viper } of [north, south]) await importTiny(viper);
+}, options);
+after(async () => {
+  await fleet?.[Symbol.asyncDispose]();
+});
+
+test(
+  'a VM leaves by way of relays, and is whole though source, destination and a relay die',
+  options,
+  async (context) => {
+    const hardware = { memoryBytes: 128 * MiB, diskBytes: 64 * MiB };
+    const body = { name: 'one', image: 'tiny', instanceType: 'tiny', hardware };
+    const id = await done(north.viper, north.viper.createVm({ body }));
+    await booted(north.viper, 'one');
+    await sh(
+      north.viper,
+      'one',
+      'head -c 33554432 /dev/urandom >/dev/shm/own; md5sum /dev/shm/own >/run/own; ' +
+        '(while :; do head -c 65536 /dev/urandom >/dev/shm/hot; md5sum </dev/shm/hot >/run/hot; ' +
+        'md5sum </dev/shm/hot | cmp -s - /run/hot || echo bad >>/run/bad; echo >>/run/turns; done) </dev/null >/dev/null 2>&1 &',
+    );
+    const wanted = { to: 'south', engine: 'relayed' } as const;
+    const one = { params: { vm: 'one' } };
+
+    // With one relay there is no second replica.
+    const refusal = await refused(north.viper.migrateVm({ ...one, body: wanted }), 'migration_refused');
+    assert.match(refusal.message, /Of 3 peers 1 lend memory now/);
+    for (const { viper } of relays.slice(1)) await viper.lendMemory({ body: { memoryBytes: 256 * MiB } });
+    await refused(north.viper.migrateVm({ ...one, body: { ...wanted, mode: 'precopy' } }), 'invalid_request');
+
+    // The destination takes little, and relays give it slowly.
+    south.link!.limit({ inBytesPerSecond: 1_000_000 });
+    for (const { link } of relays) link!.limit({ outBytesPerSecond: 1_500_000 });
+    const operation = await north.viper.migrateVm({ ...one, body: wanted });
+    const { result: moved } = await north.viper.wait(operation, { timeoutMs: patienceMs });
+    const migration = { params: { migration: moved!.migrationId! } };
+    const { result } = await north.viper.getMigration(migration);
+    context.diagnostic(JSON.stringify(result));
+    assert.ok(result!.relayed!.slabs > 50, `${result!.relayed!.slabs} slabs`);
+    assert.equal(result!.merge, undefined, 'it is not whole yet');
+    assert.equal((await readdir(path.join(north.directory, 'vms'))).length, 0, 'nothing of it is left here');
+    const exited = await until('its exit', async () => {
+      for await (const event of north.viper.events({ after: 0 }))
+        if (event.kind === 'migration.exited') return event;
+      return undefined;
+    });
+    assert.equal(exited!.data.exitMs, Math.round(result!.exitMs!));
+    await north.stop('SIGKILL');
+
+    // It runs, and goes on to merge after its daemon was killed.
+    assert.equal((await south.viper.getMigration(migration)).state, 'merging');
+    const manifest = path.join(directoryOf(south, id), 'manifest');
+    assert.equal((await stat(manifest)).mode & 0o777, 0o600);
+    await south.stop('SIGKILL');
+    await south.start();
+    const seen = await south.viper.getMigration(migration);
+    assert.equal(seen.state, 'merging');
+    await relays[0]!.stop('SIGKILL');
+    for (const { link } of relays) link!.limit({});
+    await until(
+      'the merge',
+      () => south.viper.getMigration(migration),
+      ({ over }) => over,
+    );
+    assert.equal((await south.viper.getMigration(migration)).state, 'settled');
+    assert.equal((await south.viper.getVm(one)).state, 'running');
+    await sh(south.viper, 'one', 'md5sum -c /run/own; [ ! -e /run/bad ]');
+    const turns = Number(await sh(south.viper, 'one', 'wc -l </run/turns'));
+    await until(
+      'more turns of the guest',
+      async () => Number(await sh(south.viper, 'one', 'wc -l </run/turns')),
+      (now) => now > turns + 20,
+    );
+    await refused(
+      north.start().then(() => north.viper.getVm(one)),
+      'not_found',
+    );
+
+    // Nothing is left: neither a manifest nor a slab.
+    await assert.rejects(stat(manifest), { code: 'ENOENT' });
+    for (const { viper } of relays.slice(1))
+      await until(
+        'the relays to forget',
+        () => viper.getRelay(),
+        ({ usedBytes }) => usedBytes === 0,
+      );
+  },
+);
