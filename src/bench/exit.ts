@@ -1,0 +1,160 @@
+/**
+ * `npm run bench:exit`: how soon a source is free of a VM whose destination takes a tenth of what the source gives, by
+ * each engine; with 1 to 4 relays; with several VMs at once; and what relays cost where the destination is not slow. All
+ * in a lab of namespaces. Each run is appended to `results/exit/runs.jsonl`, so it can be measured in pieces, and the
+ * report is made of all of them.
+ *
+ *   npm run bench:exit -- [--parts engines,relays,vms,unhindered] [--vms 1,3] [--rounds N] [--report] [--fresh]
+ */
+import { execFile } from 'node:child_process';
+import { appendFile, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { loadavg } from 'node:os';
+import path from 'node:path';
+import { parseArgs, promisify } from 'node:util';
+import { csvOf, figuresOf, markdownOf, type Part, type Run } from './exit/report.ts';
+import { ExitWorld, type Rates, type Wanted } from './exit/world.ts';
+
+const { values: wanted } = parseArgs({
+  options: {
+    parts: { type: 'string', default: 'engines,relays,vms,unhindered' },
+    vms: { type: 'string', default: '1,3' },
+    rounds: { type: 'string', default: '1' },
+    report: { type: 'boolean', default: false },
+    fresh: { type: 'boolean', default: false },
+  },
+});
+const root = path.resolve(import.meta.dirname, '../..');
+const directory = process.env.RESULTS ?? path.join(root, 'results/exit');
+const file = path.join(directory, 'runs.jsonl');
+const began = performance.now();
+const say = (text: string): void => {
+  console.error(`${((performance.now() - began) / 1000).toFixed(1).padStart(7)} s  ${text}`);
+};
+
+const rttMs = 20;
+/** Slow enough for a machine of two cores to carry all of it, emulation included. */
+const uplinkMbps = 120;
+const slow: Rates = { uplinkMbps, destinationMbps: uplinkMbps / 10, relayMbps: 2 * uplinkMbps };
+const relayed = (more: Partial<Wanted> = {}): Wanted => ({
+  engine: 'relayed',
+  mode: 'postcopy',
+  relays: 3,
+  replicas: 2,
+  ...more,
+});
+const other = (engine: 'direct' | 'condensed', mode: Wanted['mode']): Wanted => ({
+  engine,
+  mode,
+  relays: 0,
+  replicas: 0,
+});
+const size = { memoryMiB: 192, filledMiB: 64 };
+
+interface Case {
+  part: Part;
+  wanted: Wanted;
+  rates: Rates;
+  vms: number;
+}
+
+const cases: Case[] = [
+  ...[
+    relayed(),
+    relayed({ replicas: 1 }),
+    other('condensed', 'postcopy'),
+    other('direct', 'postcopy'),
+    other('direct', 'precopy'),
+  ].map((each): Case => ({ part: 'engines', wanted: each, rates: slow, vms: 1 })),
+  ...[1, 2, 3, 4].map(
+    (relays): Case => ({
+      part: 'relays',
+      wanted: relayed({ relays, replicas: 1 }),
+      rates: { ...slow, relayMbps: uplinkMbps / 3 },
+      vms: 1,
+    }),
+  ),
+  ...[relayed(), other('condensed', 'postcopy')].map(
+    (each): Case => ({
+      part: 'unhindered',
+      wanted: each,
+      rates: { uplinkMbps, destinationMbps: 2 * uplinkMbps, relayMbps: 2 * uplinkMbps },
+      vms: 1,
+    }),
+  ),
+  ...wanted.vms
+    .split(',')
+    .flatMap((vms) =>
+      [relayed(), other('condensed', 'postcopy')].map(
+        (each): Case => ({ part: 'vms', wanted: each, rates: slow, vms: Number(vms) }),
+      ),
+    ),
+];
+
+if (wanted.fresh) await rm(file, { force: true });
+if (!wanted.report) await measure(cases.filter(({ part }) => wanted.parts.split(',').includes(part)));
+await report();
+
+async function measure(some: readonly Case[]): Promise<void> {
+  const commit = (
+    await promisify(execFile)('git', ['-C', root, 'rev-parse', '--short', 'HEAD'])
+  ).stdout.trim();
+  const names = Array.from(
+    { length: Math.max(...some.map(({ vms }) => vms)) },
+    (_, index) => `vm${index + 1}`,
+  );
+  await using world = await ExitWorld.open({
+    relays: Math.max(2, ...some.map((each) => each.wanted.relays)),
+    rttMs,
+  });
+  await world.boot(names, size);
+  say(`${names.length} guests are up`);
+  for (let round = 0; round < Number(wanted.rounds); round += 1)
+    for (const each of some) {
+      await world.setRates(each.rates);
+      const load = loadavg()[0]!;
+      const moving = names.slice(0, each.vms);
+      const { results, ...move } = await world.move(moving, each.wanted);
+      await world.verify(moving);
+      const [first] = results;
+      const run: Run = {
+        ...each,
+        ...move,
+        at: new Date().toISOString(),
+        commit,
+        load,
+        rttMs,
+        ...(first?.downtimeMs === undefined ? {} : { downtimeMs: first.downtimeMs }),
+        ...(first?.merge ? { merge: first.merge } : {}),
+      };
+      await mkdir(directory, { recursive: true });
+      await appendFile(file, `${JSON.stringify(run)}\n`);
+      say(
+        `${each.part}, ${each.vms} VMs, ${JSON.stringify(each.wanted)}: exit ${(run.exitMs / 1000).toFixed(1)} s, ` +
+          `whole ${(run.totalMs / 1000).toFixed(1)} s, ${(run.sentBytes / 1e6).toFixed(1)} MB sent, ` +
+          `downtime ${run.downtimeMs?.toFixed(0)} ms, ${JSON.stringify(run.merge ?? {})}`,
+      );
+      await world.bringBack(moving);
+    }
+}
+
+async function report(): Promise<void> {
+  const text = await readFile(file, 'utf8');
+  const runs: Run[] = text
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line));
+  const dates = runs.map(({ at }) => at).toSorted();
+  const notes = [
+    '# How soon a source is free',
+    '',
+    `Measured by \`npm run bench:exit\` from ${dates[0]} to ${dates.at(-1)}, on a machine of 2 cores without KVM (TCG) that`,
+    'carries all cloudlets, all QEMUs and the emulated links; commit and load of each run are in the CSV. A guest has',
+    `${size.memoryMiB} MiB of memory and ${size.filledMiB} MiB of content in it, half of it random and half text, and reads it here and there`,
+    "all the while; at the end it verifies it. The disk is on storage that all open. `direct` is QEMU's own stream over the",
+    'link. A row is the median of its runs.',
+  ];
+  await writeFile(path.join(directory, 'exit.md'), `${markdownOf(runs, notes)}\n`);
+  await writeFile(path.join(directory, 'exit.csv'), csvOf(runs));
+  for (const [name, svg] of Object.entries(figuresOf(runs))) await writeFile(path.join(directory, name), svg);
+  say(`report of ${runs.length} runs in ${directory}`);
+}

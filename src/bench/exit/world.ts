@@ -1,0 +1,226 @@
+/**
+ * Cloudlets around a router in a lab: each has one link to all others, so the source's uplink, the destination's
+ * downlink and those of relays can be as fast or slow as wanted. The guests' disks are on storage that all open.
+ */
+import { openAsBlob } from 'node:fs';
+import { mkdir, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type LabCloudlet, LabFleet } from '../../lab/fleet.ts';
+import { guestImage } from '../../lab/guests.ts';
+import { Lab } from '../../lab/lab.ts';
+import type { MigrationResult } from '../../model/migration.ts';
+import { GiB, MiB } from '../../model/units.ts';
+
+export const [hub, sourceName, destinationName] = ['hub', 'src', 'dst'];
+const patienceMs = 300_000;
+const sampleMs = 250;
+
+/** Of the links, towards the router and from it. */
+export interface Rates {
+  uplinkMbps: number;
+  destinationMbps: number;
+  relayMbps: number;
+}
+
+export interface Wanted {
+  engine: 'direct' | 'condensed' | 'relayed';
+  mode: 'precopy' | 'postcopy' | 'hybrid';
+  relays: number;
+  replicas: number;
+}
+
+export interface Move {
+  /** Until the source held nothing of any of the VMs any more; until all of them were whole. */
+  exitMs: number;
+  totalMs: number;
+  results: MigrationResult[];
+  /** What the first guest did in each moment, in turns per second, by ms from the request. */
+  throughput: { at: number; value: number }[];
+  sentBytes: number;
+}
+
+/**
+ * What each guest does: it reads its memory here and there, and says so on its console. Half of what it has in memory
+ * is random and half is text.
+ */
+const load = (filledMiB: number) => `
+set -e
+cd /dev/shm
+head -c ${(filledMiB / 2) * MiB} /dev/urandom > noise
+seq 1 100000000 | head -c ${(filledMiB / 2) * MiB} > text
+cat noise text > file && rm noise text
+md5sum file > /run/file.md5
+cat > /run/reader <<'END'
+while :; do
+  dd if=/dev/shm/file bs=16k skip=$((RANDOM % ${(filledMiB * MiB) / 16384})) count=8 2>/dev/null | md5sum >/dev/null
+  echo . >/dev/ttyS0
+done
+END
+setsid sh /run/reader </dev/null >/dev/null 2>&1 &
+`;
+
+export class ExitWorld implements AsyncDisposable {
+  readonly #made: AsyncDisposableStack;
+  readonly #lab: Lab;
+  source!: LabCloudlet;
+  destination!: LabCloudlet;
+  readonly relays: LabCloudlet[] = [];
+
+  private constructor(made: AsyncDisposableStack, lab: Lab) {
+    this.#made = made;
+    this.#lab = lab;
+  }
+
+  static async open({ relays, rttMs }: { relays: number; rttMs: number }): Promise<ExitWorld> {
+    await using made = new AsyncDisposableStack();
+    const names = Array.from({ length: relays }, (_, index) => `r${index + 1}`);
+    const lab = made.use(
+      await Lab.up({
+        name: 'exit',
+        topology: 'star',
+        cloudlets: [hub, sourceName, destinationName, ...names],
+        // Two links lie between any two of them.
+        wan: { rttMs: rttMs / 2, rateBps: 0 },
+      }),
+    );
+    const fleet = made.use(await LabFleet.create(lab));
+    const shared = path.join(lab.directory, 'shared');
+    await mkdir(shared, { recursive: true });
+    const config = { storages: [{ name: 'shared', path: shared }], keptMemoryBytes: 0 };
+    const world = new ExitWorld(made.move(), lab);
+    try {
+      world.source = await fleet.add(sourceName, config);
+      world.destination = await fleet.add(destinationName, config);
+      for (const name of names)
+        world.relays.push(await fleet.add(name, { ...config, relayMemoryBytes: GiB }));
+      for (const { viper } of [world.source, world.destination])
+        await viper.importImage({ body: await openAsBlob(guestImage('tiny')), query: { alias: 'tiny' } });
+      return world;
+    } catch (error) {
+      await world[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** Guests at the source that have begun with what they do. */
+  async boot(names: readonly string[], { memoryMiB, filledMiB }: { memoryMiB: number; filledMiB: number }) {
+    const { viper } = this.source;
+    const hardware = { memoryBytes: memoryMiB * MiB, diskBytes: 64 * MiB, nets: [] };
+    for (const name of names)
+      await viper.wait(await viper.createVm({ body: { name, image: 'tiny', hardware, storage: 'shared' } }));
+    for (const name of names) {
+      const vm = { params: { vm: name } };
+      await until(`the agent of ${name}`, () => viper.getGuest(vm).then(Boolean, () => false));
+      const argv = ['/bin/sh', '-c', load(filledMiB)];
+      const { exitCode, stderr } = await viper.execInGuest({ ...vm, body: { argv, timeoutMs: 60_000 } });
+      if (exitCode !== 0) throw new Error(`the load of ${name} ended with ${exitCode}: ${stderr}`);
+    }
+  }
+
+  async setRates({ uplinkMbps, destinationMbps, relayMbps }: Rates): Promise<void> {
+    const set = (name: string, mbps: number) => this.#lab.link(hub, name, { rateBps: mbps * 1e6 });
+    await set(sourceName, uplinkMbps);
+    await set(destinationName, destinationMbps);
+    for (const { name } of this.relays) await set(name, relayMbps);
+  }
+
+  /** All at once. */
+  async move(names: readonly string[], { engine, mode, relays, replicas }: Wanted): Promise<Move> {
+    const { viper } = this.source;
+    const chosen = this.relays.slice(0, relays).map(({ name }) => name);
+    const body = {
+      to: destinationName,
+      engine,
+      mode,
+      storage: 'shared',
+      ...(engine === 'relayed' ? { relays: chosen, replicas } : {}),
+    } as const;
+    await using watch = await this.#watch(names[0]!);
+    const began = performance.now();
+    const operations = await Promise.all(names.map((vm) => viper.migrateVm({ params: { vm }, body })));
+    const ended = await Promise.all(operations.map((one) => viper.wait(one, { timeoutMs: patienceMs })));
+    const exitMs = performance.now() - began;
+    const migrations = ended.map(({ result }) => ({ params: { migration: result!.migrationId! } }));
+    for (const migration of migrations)
+      await until('the merge', async () => (await this.destination.viper.getMigration(migration)).over);
+    const totalMs = performance.now() - began;
+    // What the destination says at its end comes a moment later.
+    await until('the last word', async () => {
+      const seen = await Promise.all(migrations.map((one) => viper.getMigration(one)));
+      return seen.every(({ result }) => (result?.relayed?.slabs ?? 0) === 0 || result?.merge);
+    });
+    const seen = await Promise.all(migrations.map((migration) => viper.getMigration(migration)));
+    const results = seen.map(({ result }) => result as MigrationResult);
+    const sentBytes = results.reduce((sum, { link }) => sum + (link?.sentBytes ?? 0), 0);
+    return { exitMs, totalMs, results, throughput: watch.samples(), sentBytes };
+  }
+
+  /** Every guest checks that its memory is what it was. */
+  async verify(names: readonly string[]): Promise<void> {
+    for (const vm of names) {
+      const argv = ['/bin/sh', '-c', 'cd /dev/shm && md5sum -c /run/file.md5'];
+      const call = { params: { vm }, body: { argv, timeoutMs: 60_000 } };
+      const { exitCode } = await this.destination.viper.execInGuest(call);
+      if (exitCode !== 0) throw new Error(`the memory of ${vm} is not what it was`);
+    }
+  }
+
+  /** Back to the source, as quickly as it goes. */
+  async bringBack(names: readonly string[]): Promise<void> {
+    await this.setRates({ uplinkMbps: 0, destinationMbps: 0, relayMbps: 0 });
+    const { viper } = this.destination;
+    for (const vm of names) {
+      const body = {
+        to: sourceName,
+        mode: 'precopy',
+        storage: 'shared',
+        limits: { downtimeMs: 1000 },
+      } as const;
+      await viper.wait(await viper.migrateVm({ params: { vm }, body }), { timeoutMs: patienceMs });
+    }
+  }
+
+  /** Counts the guest's turns by what its console has. */
+  async #watch(name: string) {
+    const { id } = await this.source.viper.getVm({ params: { vm: name } });
+    const logs = [this.source, this.destination].map((side) =>
+      path.join(side.directory, 'vms', id, 'console.log'),
+    );
+    const began = performance.now();
+    const sizes = new Map<string, number>();
+    const samples: { at: number; value: number }[] = [];
+    let last = began;
+    const sample = async () => {
+      let turns = 0;
+      for (const log of logs) {
+        const size = await stat(log).then(
+          (found) => found.size,
+          () => sizes.get(log) ?? 0,
+        );
+        // A dot, and the ends of lines that a console adds.
+        if (sizes.has(log)) turns += Math.max(0, size - sizes.get(log)!) / 3;
+        sizes.set(log, size);
+      }
+      const now = performance.now();
+      samples.push({ at: now - began, value: (turns * 1000) / Math.max(1, now - last) });
+      last = now;
+    };
+    await sample();
+    samples.length = 0;
+    const timer = setInterval(() => void sample(), sampleMs);
+    return { samples: () => samples, [Symbol.asyncDispose]: async () => clearInterval(timer) };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#made.disposeAsync();
+  }
+}
+
+async function until(what: string, ask: () => Promise<unknown>): Promise<void> {
+  const deadline = performance.now() + patienceMs;
+  while (!(await ask())) {
+    if (performance.now() > deadline) throw new Error(`waited in vain for ${what}`);
+    await sleep(25);
+  }
+}
