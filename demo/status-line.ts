@@ -9,7 +9,7 @@ interface Now {
   progress?: MigrationProgress | undefined;
 }
 
-const barWidth = 16;
+const barWidth = 10;
 const eraseLine = '\r\x1b[K';
 /** Shorter silences are the ordinary ones of an echo every 10 ms on a busy machine. */
 const silentFromMs = 100;
@@ -43,12 +43,12 @@ export class StatusLine {
   }
 
   #show(): void {
-    this.#stream.write(`${eraseLine}${lineOf(this.#now)}`);
+    // A line that wraps could not be erased.
+    this.#stream.write(eraseLine + lineOf(this.#now).slice(0, this.#stream.columns - 1));
     this.#isShown = true;
   }
 }
 
-/** Less than 80 columns. */
 export function lineOf({ rttMs, bps = 0, silentMs = 0, progress }: Now): string {
   const parts = [
     `RTT ${rttMs === undefined ? '   -' : rttMs.toFixed(1).padStart(4)} ms`,

@@ -13,7 +13,6 @@ import { createOutput } from '../src/cli/output.ts';
 import { Lab } from '../src/lab/lab.ts';
 import { type Handoff, Walk, type WalkOptions, walkVm } from '../src/lab/walk.ts';
 import type { StreamEnd } from '../src/lab/walk-programs.ts';
-import { formatBytes } from '../src/model/units.ts';
 import { StatusLine } from './status-line.ts';
 
 const { values: options } = parseArgs({
@@ -28,7 +27,7 @@ if (continuity !== 'mptcp' && continuity !== 'stretch')
   throw new Error(`--continuity is '${continuity}', wanted mptcp or stretch`);
 
 /** What a guest without KVM can send on a busy machine. */
-const streamBps = 4_000_000;
+const streamBps = 2_000_000;
 /** Below the rate of the WAN, so that the stream has room beside the migration. */
 const migration = { engine: 'condensed', mode: 'hybrid', bandwidthBps: 200_000_000 };
 const config = { follow: { measureEveryMs: 5000, cooldownMs: 5000, migration } };
@@ -36,9 +35,11 @@ const way = ['c1', 'c2', 'c3', 'c1'];
 
 const status = new StatusLine(process.stderr);
 const interrupted = new AbortController();
-for (const name of ['SIGINT', 'SIGTERM'] as const)
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
   process.once(name, () => interrupted.abort(new Error(`ended by ${name}`)));
 const { signal } = interrupted;
+
+const megabytes = (bytes: number): string => (bytes / 1e6).toFixed(bytes < 10e6 ? 1 : 0);
 
 /** Numbers are in ms, so that the table fits 80 columns. */
 function show(handoffs: readonly Handoff[], stream: StreamEnd): void {
@@ -48,17 +49,18 @@ function show(handoffs: readonly Handoff[], stream: StreamEnd): void {
     `${each.from} to ${each.to}`,
     ...[each.decisionMs, each.attachedToStartedMs, each.totalMs, each.downtimeMs, each.gapMs].map(ms),
     [each.rttBeforeMs, each.rttViaWanMs, each.rttAfterMs].map(ms).join(' / '),
-    `${(each.sentBytes / 1e6).toFixed(1)} of ${(each.contentBytes / 1e6).toFixed(0)}`,
+    `${megabytes(each.sentBytes)} of ${megabytes(each.contentBytes)}`,
   ]);
-  const head = ['handoff', 'decided', 'started', 'total', 'stopped', 'gap', 'RTT via WAN', 'MB sent'];
+  const head = ['handoff', 'decided', 'started', 'total', 'stopped', 'gap', 'RTT', 'MB sent'];
   output.show({ continuity, handoffs, stream }, () => {
     output.table(head, rows, 'no handoff');
     output.line('');
-    output.line('in ms; decided: after the sign of the walk; started: after the arrival in the LAN;');
-    output.line('stopped: no vCPU ran; gap: the longest silence of the application then');
+    output.line('Times in ms. decided: since the sign of the walk; started: since the arrival;');
+    output.line('stopped: no vCPU ran; gap: longest silence of the application then; RTT: before,');
+    output.line('over the WAN, after; MB sent: of what memory and disk of the VM hold');
     const sent = handoffs.reduce((sum, each) => sum + each.sentBytes, 0);
     const content = handoffs.reduce((sum, each) => sum + each.contentBytes, 0);
-    output.line(`${formatBytes(sent)} of ${formatBytes(content)} had to travel`);
+    output.line(`${megabytes(sent)} of ${megabytes(content)} MB had to travel`);
     const verified = stream.verifiedBytes.toLocaleString('en');
     output.line(styleText('bold', `1 TCP connection, 0 resets, ${verified} bytes verified`));
   });
@@ -87,8 +89,8 @@ async function demo(lab: Lab): Promise<void> {
     handoffs.push(handoff);
     const { totalMs, gapMs, sentBytes, contentBytes } = handoff;
     status.say(
-      `${walkVm} is at ${to}: ${(totalMs / 1000).toFixed(1)} s in all, silent for ${gapMs.toFixed(0)} ms; ` +
-        `${formatBytes(sentBytes)} of ${formatBytes(contentBytes)} travelled`,
+      `${walkVm} is at ${to} after ${(totalMs / 1000).toFixed(1)} s, silent for ${gapMs.toFixed(0)} ms; ` +
+        `${megabytes(sentBytes)} of ${megabytes(contentBytes)} MB travelled`,
     );
   }
   const stream = await walk.end();

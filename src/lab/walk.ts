@@ -47,10 +47,6 @@ export interface Handoff {
   /** From the device's arrival in the LAN until the VM ran there. */
   arrivalToRunningMs: number;
   downtimeMs: number;
-  /** What the decision was made with. */
-  forecast: { totalMs: number; downtimeMs: number } | undefined;
-  /** The same as the forecasts are of: without what the network needs before. */
-  migrationMs: number;
   /** The longest silence of the echo while the VM changed over. */
   gapMs: number;
   /** The same of pings to the VM's next address, every 10 ms. */
@@ -194,7 +190,7 @@ export class Walk implements AsyncDisposable {
     const rttAfterMs = await this.programs.ping(next);
     const migration = await here.viper.getMigration({ params: { migration: migrationId }, signal });
     const arrivedMs = this.programs.arrivedAfter(leftMs) ?? leftMs;
-    const { totalMs: migrationMs, downtimeMs = 0 } = migration.result!;
+    const { downtimeMs = 0 } = migration.result!;
     const releasedMs = await this.#eventAt(from, 'migration.switching', migrationId);
     const resumedMs = await this.#eventAt(to, 'migration.arrived', migrationId);
     const changeover = { fromMs: releasedMs - downtimeMs, toMs: resumedMs + echoesMs };
@@ -207,8 +203,6 @@ export class Walk implements AsyncDisposable {
       totalMs: Date.parse(migration.finishedAt!) - startedMs,
       arrivalToRunningMs: resumedMs - arrivedMs,
       downtimeMs,
-      forecast: forecastOf(decision),
-      migrationMs,
       gapMs: longestSilence(answers, changeover),
       pingGapMs: longestSilence(answersToPings, changeover),
       roamGapMs: longestSilence(answers, { fromMs: leftMs, toMs: arrivedMs }),
@@ -271,11 +265,6 @@ export class Walk implements AsyncDisposable {
     );
     return Date.parse(event.at);
   }
-}
-
-function forecastOf({ candidates, target }: Decision): Handoff['forecast'] {
-  const chosen = candidates.find(({ cloudletId }) => cloudletId === target?.id)?.forecast;
-  return chosen && { totalMs: chosen.totalMs, downtimeMs: chosen.downtimeMs };
 }
 
 const inVm = (signal: AbortSignal) => ({ params: { vm: walkVm }, signal });

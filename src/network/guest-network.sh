@@ -10,6 +10,8 @@
 #   take NEW [MAC]          NEW serves, whatever there was before, and the interface MAC waits: for a guest that is a copy
 #   forget ADDRESS          ends the subflows to an address that a peer has left, where the peer has another
 #   status                  interfaces, endpoints, subflows
+#
+# Without KVM each process that is started takes the guest some hundredths of a second, so as few are as can be.
 set -u
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH LC_ALL=C
@@ -31,7 +33,7 @@ place() {
   mac=${2%%,*} rest=${2#*,}
   device=
   for file in /sys/class/net/*/address; do
-    [ "$(cat "$file" 2>/dev/null)" = "$mac" ] || continue
+    read -r each 2>/dev/null <"$file" && [ "$each" = "$mac" ] || continue
     device=${file%/address} device=${device##*/}
     break
   done
@@ -41,16 +43,19 @@ place() {
   eval "$1_subnet=\${rest%%,*} $1_gateway=\${rest#*,}"
 }
 
-table_of() { echo $((1000 + $(cat "/sys/class/net/$1/ifindex"))); }
+table_of() { read -r index <"/sys/class/net/$1/ifindex" && table=$((1000 + index)); }
 
 # by_source DEVICE ADDRESS SUBNET GATEWAY: what comes from ADDRESS leaves by DEVICE. Without it, replies leave by
 # whichever interface the main table names first.
 by_source() {
-  table=$(table_of "$1")
-  $ip route replace "$3" dev "$1" src "$2" table "$table" || fail "cannot route $3 by $1"
-  $ip route replace default via "$4" dev "$1" src "$2" onlink table "$table" || fail "cannot route by $4"
-  $ip rule show | grep -qF "from $2 lookup $table" || $ip rule add from "$2" lookup "$table" priority 1000 ||
-    fail "cannot route from $2"
+  table_of "$1"
+  $ip -batch - <<END || fail "cannot route $3 by $1 and $4"
+route replace $3 dev $1 src $2 table $table
+route replace default via $4 dev $1 src $2 onlink table $table
+END
+  # It may be there.
+  $ip rule add from "$2" lookup "$table" priority 1000 2>/dev/null ||
+    $ip rule show | grep -qF "from $2 lookup $table" || fail "cannot route from $2"
 }
 
 set_kernel() { for file in $1; do [ ! -w "$file" ] || echo "$2" >"$file"; done; }
@@ -160,7 +165,7 @@ finish() {
   $ip route replace "$new_subnet" dev "$new_device" src "$new_address"
   $ip route replace default via "$new_gateway" dev "$new_device" src "$new_address" onlink
   for id in $(endpoints_of "$old_address"); do $ip mptcp endpoint del id "$id"; done
-  table=$(table_of "$old_device")
+  table_of "$old_device"
   while $ip rule del from "$old_address" lookup "$table" 2>/dev/null; do :; done
   $ip route flush table "$table" 2>/dev/null
   $ip address del "$old_with_prefix" dev "$old_device" 2>/dev/null
@@ -177,7 +182,7 @@ finish() {
 
 # clear DEVICE: no address, route or rule of ours is left of it.
 clear() {
-  table=$(table_of "$1")
+  table_of "$1"
   while $ip rule del lookup "$table" 2>/dev/null; do :; done
   $ip route flush table "$table" 2>/dev/null
   $ip -4 address flush dev "$1" scope global

@@ -35,6 +35,8 @@ export class Vpn {
   #timer: NodeJS.Timeout | undefined;
   #isBusy = false;
   #done: string | undefined;
+  /** Why it failed, told once. */
+  #told: string | undefined;
   #failedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: VpnOptions) {
@@ -60,11 +62,15 @@ export class Vpn {
       if (text === this.#done) return;
       await this.#bring(wanted);
       this.#done = text;
+      this.#told = undefined;
       events.append({ kind: 'vpn.changed', data: { peers: wanted.peers.length } });
     } catch (error) {
       this.#failedAtMs = performance.now();
+      const reason = (error as Error).message.slice(0, 500);
+      if (reason === this.#told) return;
+      this.#told = reason;
       log.error({ err: error }, 'the tunnel to the members of the VPN groups is not up');
-      events.append({ kind: 'vpn.failed', data: { reason: (error as Error).message.slice(0, 500) } });
+      events.append({ kind: 'vpn.failed', data: { reason } });
     } finally {
       this.#isBusy = false;
     }
