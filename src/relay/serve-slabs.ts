@@ -8,7 +8,7 @@ import type { SlabStore } from './slab-store.ts';
 const mostWaiting = 8192;
 
 export interface ServeOptions {
-  store: SlabStore;
+  store: Pick<SlabStore, 'put' | 'get' | 'drop' | 'freeBytes'>;
   /** The name of the group in the store, to which the session is attached already. */
   group: string;
   session: Duplex;

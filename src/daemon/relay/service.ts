@@ -12,6 +12,7 @@ import { isUuid } from '../../model/ids.ts';
 import { longestLeaseMs, SlabStore, serveSlabs } from '../../relay/index.ts';
 import type { EventLog } from '../events.ts';
 import type { Store } from '../store/index.ts';
+import { type ServedStore, withFault } from './fault.ts';
 
 type Status = Static<typeof schemas.Relay>;
 
@@ -38,6 +39,8 @@ interface Lending {
 export class RelayService {
   readonly #options: RelayServiceOptions;
   readonly #slabs: SlabStore;
+  /** As those see it who come for it. */
+  readonly #served: ServedStore;
   readonly #lendings = new Map<string, Lending>();
   readonly #timer: NodeJS.Timeout;
 
@@ -49,12 +52,13 @@ export class RelayService {
       availableBytes: options.availableBytes ?? freemem,
       now: () => performance.now(),
     });
+    this.#served = withFault(this.#slabs);
     this.#timer = setInterval(() => this.#expire(), expireEveryMs).unref();
   }
 
   /** What it would take now, as other cloudlets are told. */
   get freeBytes(): number {
-    return this.#options.isDraining() ? 0 : this.#slabs.freeBytes;
+    return this.#options.isDraining() ? 0 : this.#served.freeBytes;
   }
 
   get status(): Status {
@@ -104,7 +108,7 @@ export class RelayService {
         }
         if (isNew)
           this.#begin(group, { migrationId, cloudlet: this.#options.nameOf(cloudletId) ?? cloudletId });
-        serveSlabs({ store: this.#slabs, group, session })
+        serveSlabs({ store: this.#served, group, session })
           // Whoever is at the other end knows what it means.
           .catch(() => {})
           .finally(() => {

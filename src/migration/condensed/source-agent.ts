@@ -25,6 +25,7 @@ import { delay } from '../../qmp/index.ts';
 import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../stream/index.ts';
 import type { Divider, SlabContent } from '../relayed/divider.ts';
 import type { Run } from '../relayed/division.ts';
+import { RelayGate } from '../relayed/relay-gate.ts';
 import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
 import { framesOf } from './frame-stream.ts';
@@ -104,6 +105,7 @@ export class SourceAgent {
   #leastRttMs = Number.POSITIVE_INFINITY;
   /** When the destination last asked for something. */
   #wantedAt = Number.NEGATIVE_INFINITY;
+  readonly #gate = new RelayGate();
   #isEnded = false;
   /** The destination was told that nothing is pending any more. */
   #isDivided = false;
@@ -379,7 +381,7 @@ export class SourceAgent {
       const isPending = this.#pending.size > 0;
       if (this.#wants.length > 0) this.#takeWants();
       else if (isPending && this.#isLinkOpen && this.#isGuestCalm) this.#push();
-      else if (isPending && divider.hasRoom) this.#divide(divider);
+      else if (isPending && divider.hasRoom && this.#isGateOpen(divider)) this.#divide(divider);
       else {
         if (!isPending && divider.isSettled && !this.#isDivided) {
           this.#isDivided = true;
@@ -394,6 +396,15 @@ export class SourceAgent {
       await nextTurn();
       await this.#outbox.room(mostWords);
     }
+  }
+
+  /** One that says nothing of what has arrived may be slow. */
+  #isGateOpen(divider: Divider): boolean {
+    const { link } = this.#options;
+    if (!('stats' in link)) return true;
+    const { sentBytes, unacknowledgedBytes } = link.stats as SessionStats;
+    const directBytes = sentBytes - unacknowledgedBytes;
+    return this.#gate.isOpen({ now: performance.now(), directBytes, relayedBytes: divider.placedBytes });
   }
 
   /** Up to a slab of what is pending, for relays; zeroes among it need none. */
@@ -454,7 +465,9 @@ export class SourceAgent {
   }
 
   get #isGuestCalm(): boolean {
-    return performance.now() - this.#wantedAt > calmMs || !this.#options.divider?.hasRoom;
+    const { divider } = this.#options;
+    const isCalm = performance.now() - this.#wantedAt > calmMs;
+    return isCalm || !divider?.hasRoom || !this.#isGateOpen(divider);
   }
 
   get #isLinkOpen(): boolean {

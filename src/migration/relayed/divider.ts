@@ -73,6 +73,7 @@ export class Divider {
   #inFlight = { slabs: 0, bytes: 0 };
   #change = Promise.withResolvers<void>();
   #slabs = 0;
+  #placedBytes = 0;
   #zeroPages = 0;
 
   constructor(options: DividerOptions) {
@@ -145,6 +146,11 @@ export class Divider {
     this.#host!.tell(encodeZeroes(runs));
   }
 
+  /** Of slabs that are placed, each counted once. */
+  get placedBytes(): number {
+    return this.#placedBytes;
+  }
+
   /** Sealed bytes that relays were given, all together. */
   get sentBytes(): number {
     return this.#ends.reduce((sum, { client }) => sum + (client?.heldBytes ?? 0), 0);
@@ -184,6 +190,7 @@ export class Divider {
       // One of them may be lost already.
       if (this.#isThin(placed)) return this.#giveBack(slab);
       this.#slabs += 1;
+      this.#placedBytes += sealed.length;
       for (const holder of holders) this.#ends[holder]!.slabs += 1;
       this.#host?.tell(
         encodeSlab({ slab, sealedBytes: sealed.length, holders: [...holders], runs: [...runs] }),
