@@ -58,7 +58,7 @@ export interface DestinationSurroundings {
   /** Relayed only. */
   merging?: {
     /** A session of a group of slabs with a relay. */
-    openRelay: (id: Uuid, group: string, signal: AbortSignal) => Promise<Duplex>;
+    openRelay: (id: Uuid, group: string) => Promise<Duplex>;
     /** A file of the VM's that nobody else reads: where all of it is that is missing, with the key. */
     readManifest: () => Promise<Buffer | undefined>;
     /** Resolves when it is on the disk. */

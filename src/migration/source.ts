@@ -55,7 +55,7 @@ export interface SourceSurroundings {
   /** Opens a session to the destination by its ticket. */
   openSession: (purpose: SessionPurpose, ticket: Ticket, signal: AbortSignal) => Promise<Duplex>;
   /** A session of a group of slabs with a relay. Missing where nothing is relayed. */
-  openRelay?: (id: Uuid, group: string, signal: AbortSignal) => Promise<Duplex>;
+  openRelay?: (id: Uuid, group: string) => Promise<Duplex>;
   /** The index of a reference set that the destination holds; `undefined` when it is not known here. */
   openIndex?: (name: SetName) => Promise<SetIndex | undefined>;
   /** Keeps the memory of the VM, which has left, for its way back. Missing where nothing is kept. */
@@ -561,7 +561,7 @@ export class SourceMigration {
     const relays = relayed.relays.map(({ id, name }) => ({
       id,
       name,
-      open: (group: string, signal: AbortSignal) => openRelay(id, group, signal),
+      open: (group: string) => openRelay(id, group),
     }));
     const divider = new Divider({ migrationId: this.#id, relays, replicas: relayed.replicas });
     await divider.open();

@@ -8,6 +8,8 @@ const smoothing = 0.25;
 /** A rate is measured over at least this long. */
 const leastMeasureMs = 50;
 
+const closeTimeoutMs = 5000;
+
 type Answered = 'held' | 'full' | Buffer | undefined;
 
 export class RelayClient {
@@ -86,9 +88,12 @@ export class RelayClient {
     if (this.isAlive) for (const piece of encodeFrame({ name: 'drop' })) this.#session.write(piece);
   }
 
-  /** Nothing more will be asked; what was said before still arrives. */
+  /** Nothing more will be asked; what was said before still arrives, if that is soon. */
   close(): void {
     this.#session.end();
+    const timer = setTimeout(() => this.#session.destroy(), closeTimeoutMs);
+    timer.unref();
+    void this.gone.then(() => clearTimeout(timer));
   }
 
   #ask(waiting: Map<number, Waiting>, slab: number, request: ClientFrame): Promise<Answered> {

@@ -126,7 +126,7 @@ export function makeDestination(
         });
       },
       merging: {
-        openRelay: (relay, group, signal) => peers.openRelay(relay, id, group, signal),
+        openRelay: (relay, group) => peers.openRelay(relay, id, group),
         readManifest: () => manifest.read(),
         writeManifest: (bytes) => manifest.write(bytes),
         removeManifest: () => manifest.remove(),

@@ -84,21 +84,16 @@ export class PeerSide {
   }
 
   /** A session with a relay, for whoever knows the secret of a migration's slabs. */
-  openRelay(relayId: Uuid, migrationId: Uuid, group: string, signal: AbortSignal): Promise<Session> {
-    return this.open(
-      relayId,
-      'relay',
-      { migrationId, group, leaseS: relayLeaseS },
-      signal,
-      relayOpenTimeoutMs,
-    );
+  openRelay(relayId: Uuid, migrationId: Uuid, group: string): Promise<Session> {
+    const hello = { migrationId, group, leaseS: relayLeaseS };
+    return this.open(relayId, 'relay', hello, undefined, relayOpenTimeoutMs);
   }
 
   async open(
     peerId: Uuid,
     purpose: keyof typeof linkPurposes,
     hello: Record<string, string | number> & { migrationId: Uuid },
-    signal: AbortSignal,
+    signal: AbortSignal | undefined,
     timeoutMs = openTimeoutMs,
   ): Promise<Session> {
     const session = await openSession({
@@ -108,7 +103,7 @@ export class PeerSide {
       identify: this.#fleet.identify,
       purpose: linkPurposes[purpose],
       hello,
-      signal,
+      ...(signal && { signal }),
       limits: { openTimeoutMs: timeoutMs },
       sharedLimits: this.limits.of(hello.migrationId),
     });

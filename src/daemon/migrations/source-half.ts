@@ -85,8 +85,8 @@ export function makeSource(
         link.add(session);
         return session;
       },
-      openRelay: async (relay, group, signal) => {
-        const session = await peers.openRelay(relay, id, group, signal);
+      openRelay: async (relay, group) => {
+        const session = await peers.openRelay(relay, id, group);
         link.add(session);
         return session;
       },

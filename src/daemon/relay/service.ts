@@ -124,6 +124,7 @@ export class RelayService {
   }
 
   #begin(group: string, lending: Lending): void {
+    if (this.#lendings.has(group)) return;
     this.#lendings.set(group, lending);
     this.#options.events.append({ kind: 'relay.lends', data: { ...lending } });
   }

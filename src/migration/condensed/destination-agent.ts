@@ -80,7 +80,7 @@ export interface Merging {
   /** What an earlier agent knew of the relays: the source is not needed, and there is no link. */
   manifest?: Manifest | undefined;
   /** A session of the group with a relay. */
-  openRelay: (id: Uuid, group: string, signal: AbortSignal) => Promise<Duplex>;
+  openRelay: (id: Uuid, group: string) => Promise<Duplex>;
   /** Where everything is that is missing; when this resolves, it outlives the daemon. */
   keep: (manifest: Manifest) => Promise<void>;
   /** It is kept: the source is not needed any more. */
@@ -408,7 +408,7 @@ export class DestinationAgent {
     this.#manifest = manifest;
     this.#merger = new Merger({
       manifest,
-      open: (relay, signal) => merging.openRelay(relays[relay]!, group, signal),
+      open: (relay) => merging.openRelay(relays[relay]!, group),
       missing: this.#missing,
       place: async (body) => {
         const unpacked = await unpack(body);

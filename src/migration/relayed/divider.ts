@@ -17,7 +17,7 @@ export interface RelayEnd {
   id: Uuid;
   name: string;
   /** A session of the group with it. */
-  open: (group: string, signal: AbortSignal) => Promise<Duplex>;
+  open: (group: string) => Promise<Duplex>;
 }
 
 export interface DividerOptions {
@@ -67,7 +67,7 @@ export class Divider {
   readonly #seal: Seal;
   readonly #ends: End[];
   readonly #placed = new Map<number, Placed>();
-  readonly #abort = new AbortController();
+  #isEnded = false;
   #host: DividerHost | undefined;
   #nextSlab = 1;
   #inFlight = { slabs: 0, bytes: 0 };
@@ -89,8 +89,9 @@ export class Divider {
     await Promise.all(
       this.#ends.map(async (end, number) => {
         try {
-          const client = new RelayClient(await end.open(this.#group, this.#abort.signal));
-          end.client = client;
+          const client = new RelayClient(await end.open(this.#group));
+          if (this.#isEnded) client.close();
+          else end.client = client;
           void client.gone.then(() => this.#lose(number));
         } catch (error) {
           if (!(error instanceof AppError)) throw error;
@@ -169,7 +170,7 @@ export class Divider {
   /** Lets go of the relays, which keep what they hold; or drops it there, when nobody will come for it. */
   end({ drop }: { drop: boolean }): void {
     this.#host = undefined;
-    this.#abort.abort();
+    this.#isEnded = true;
     for (const { client } of this.#ends) {
       if (drop) client?.drop();
       client?.close();

@@ -17,7 +17,7 @@ import { PullWindow } from './pull-window.ts';
 export interface MergerOptions {
   manifest: Manifest;
   /** A session of the division's group with the relay of this number. */
-  open: (relay: number, signal: AbortSignal) => Promise<Duplex>;
+  open: (relay: number) => Promise<Duplex>;
   /** What is not there yet, live. */
   missing: PageSet;
   /** Gives what a slab contains to QEMU, as far as it lacks it. */
@@ -107,6 +107,8 @@ export class Merger {
   async run(): Promise<void> {
     const { missing } = this.#options;
     const { signal } = this.#abort;
+    // All of them: a relay keeps what it holds as long as somebody is there for it.
+    for (const relay of this.#ends.keys()) this.#client(relay).catch(() => {});
     while (missing.size > 0 && !signal.aborted) {
       const change = this.#change.promise;
       if (this.#urgent === 0) {
@@ -263,7 +265,7 @@ export class Merger {
 
   async #client(relay: number): Promise<RelayClient> {
     const end = this.#ends[relay]!;
-    end.client ??= this.#options.open(relay, this.#abort.signal).then((session) => new RelayClient(session));
+    end.client ??= this.#options.open(relay).then((session) => new RelayClient(session));
     const opening = end.client;
     try {
       const client = await opening;
