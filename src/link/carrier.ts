@@ -8,9 +8,14 @@
  */
 import type { TLSSocket } from 'node:tls';
 import { AppError } from '../model/errors.ts';
+import { KiB } from '../model/units.ts';
 import { FrameDecoder } from './frame-decoder.ts';
 import type { Frame } from './frames.ts';
 import type { LinkLimits } from './limits.ts';
+import { readInto } from './read-into.ts';
+
+/** The most that a TLS record holds. */
+const readBytes = 16 * KiB;
 
 /** Who uses the connection; it changes from the handshake to the session. */
 export interface CarrierOwner {
@@ -41,7 +46,16 @@ export class Carrier {
     // Ticks are counted instead of time: a process that slept does not find all its peers dead when it wakes up.
     this.#silentTicksToDie = Math.max(2, Math.ceil(limits.deadAfterMs / limits.pingMs));
     socket.setNoDelay(true);
-    socket.on('data', (bytes: Buffer) => this.#receive(bytes));
+    // One record at a time, and every byte of it is used or copied at once.
+    const buffer = new Uint8Array(readBytes);
+    readInto(
+      socket,
+      () => buffer,
+      (bytes) => {
+        this.#receive(bytes);
+        return true;
+      },
+    );
     socket.on('error', (error) => this.#lose(cut(error.message, error)));
     socket.on('end', () => this.#lose(cut('the other side closed it')));
     socket.on('close', () => this.#lose(cut('it was closed')));
@@ -95,7 +109,7 @@ export class Carrier {
     });
   }
 
-  #receive(bytes: Buffer): void {
+  #receive(bytes: Uint8Array): void {
     this.#silentTicks = 0;
     if (this.#lost) return;
     const { frames, refused } = this.#decoder.push(bytes);

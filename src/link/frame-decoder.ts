@@ -3,7 +3,7 @@
  *
  * Invariants: a length is judged before a byte of the body is kept, so the decoder never holds more than one small
  * frame; DATA is not held at all but handed out in pieces as it arrives, each with its own offset, as views of the
- * pushed chunks. After the first refusal the decoder takes nothing any more.
+ * pushed chunk. After the first refusal the decoder takes nothing any more.
  */
 import {
   bodyLengths,
@@ -49,7 +49,7 @@ export class FrameDecoder {
     return this.#heldBytes;
   }
 
-  /** Takes the next bytes of the connection. DATA keeps views of them: do not change them afterwards. */
+  /** Takes the next bytes of the connection. DATA are views of them: use those before the bytes change. */
   push(bytes: Uint8Array): DecodedFrames {
     const frames: Frame[] = [];
     if (this.#refused) return { frames, refused: 'closed' };

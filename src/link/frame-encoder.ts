@@ -1,6 +1,7 @@
-/** Frames to bytes. The payload of DATA is not copied: it follows its header on the connection as it is. */
+/** Frames to bytes. */
 import { KiB } from '../model/units.ts';
 import {
+  dataHeaderBytes,
   type Frame,
   type FrameType,
   frameTypes,
@@ -13,46 +14,22 @@ import {
   refuseReasons,
   secretBytes,
 } from './frames.ts';
+import type { Run } from './outgoing.ts';
 
 /** Up to this size a copy is cheaper than a write of its own. */
 const smallPieceBytes = 2 * KiB;
 
-/** The header and offset of DATA, which `length` bytes must follow. */
-function encodeDataHeader(offset: number, length: number): Buffer {
-  const header = startFrame('data', offsetBytes + length, offsetBytes);
-  writeOffset(header, offset, headerBytes);
-  return header;
-}
-
 /**
- * DATA, in buffers that are to be written one after the other: a large payload is left as it is, small pieces are
- * copied together, header included.
+ * DATA, in buffers that are to be written one after the other: with its header where there is room for it, a small
+ * payload copied behind its header, and a large one left as it is.
  */
-export function encodeRun({
-  offset,
-  lengthBytes,
-  pieces,
-}: {
-  offset: number;
-  lengthBytes: number;
-  pieces: Uint8Array[];
-}): Uint8Array[] {
-  const output: Uint8Array[] = [];
-  let small: Uint8Array[] = [encodeDataHeader(offset, lengthBytes)];
-  const flush = () => {
-    if (small.length > 0) output.push(small.length === 1 ? small[0]! : Buffer.concat(small));
-    small = [];
-  };
-  for (const piece of pieces) {
-    if (piece.length <= smallPieceBytes) {
-      small.push(piece);
-    } else {
-      flush();
-      output.push(piece);
-    }
-  }
-  flush();
-  return output;
+export function encodeRun({ offset, bytes, withRoom }: Run): Uint8Array[] {
+  const header = withRoom ?? Buffer.allocUnsafe(dataHeaderBytes);
+  header[0] = frameTypes.indexOf('data') + 1;
+  header.writeUIntBE(offsetBytes + bytes.length, 1, 3);
+  writeOffset(header, offset, headerBytes);
+  if (withRoom) return [withRoom];
+  return bytes.length <= smallPieceBytes ? [Buffer.concat([header, bytes])] : [header, bytes];
 }
 
 /** Any frame but DATA, whose payload is not copied. Texts that are too long are cut. */
@@ -119,9 +96,9 @@ function encodeWhy({ code, message }: { code: string; message: string }): Buffer
   }
 }
 
-/** A buffer with the header set; the body is `ownBytes` of the `length` that the header tells. */
-function startFrame(type: FrameType, length: number, ownBytes = length): Buffer {
-  const bytes = Buffer.alloc(headerBytes + ownBytes);
+/** A buffer with the header set and the body still to be. */
+function startFrame(type: FrameType, length: number): Buffer {
+  const bytes = Buffer.alloc(headerBytes + length);
   bytes[0] = frameTypes.indexOf(type) + 1;
   bytes.writeUIntBE(length, 1, 3);
   return bytes;

@@ -36,8 +36,7 @@ const anyFrame: fc.Arbitrary<Frame> = fc.oneof(
 
 function encode(frame: Frame): Buffer {
   if (frame.type !== 'data') return encodeFrame(frame);
-  const run = { offset: frame.offset, lengthBytes: frame.bytes.length, pieces: [frame.bytes] };
-  return Buffer.concat(encodeRun(run));
+  return Buffer.concat(encodeRun({ offset: frame.offset, bytes: frame.bytes, withRoom: undefined }));
 }
 
 /** All frames of these chunks, pieces of DATA that follow each other joined, up to the first refusal. */
@@ -214,11 +213,14 @@ test('a reason of any length is cut to what a frame holds', () => {
   }
 });
 
-test('a large payload is written as it is, and small ones are copied together', () => {
+test('a large payload is written as it is, a small one behind its header, and one with room with no copy at all', () => {
   const large = Buffer.alloc(100_000);
-  const [header, payload] = encodeRun({ offset: 0, lengthBytes: large.length, pieces: [large] });
+  const [header, payload] = encodeRun({ offset: 0, bytes: large, withRoom: undefined });
   assert.equal(header?.length, 12);
   assert.equal(payload, large);
-  const small = [Buffer.from('a'), Buffer.from('b')];
-  assert.equal(encodeRun({ offset: 0, lengthBytes: 2, pieces: small }).length, 1);
+  const small = { offset: 300, bytes: Buffer.from('a'), withRoom: undefined };
+  const whole = encodeRun(small);
+  assert.equal(whole.length, 1);
+  const withRoom = Buffer.alloc(13, 'a');
+  assert.deepEqual(encodeRun({ ...small, bytes: withRoom.subarray(12), withRoom }), whole);
 });

@@ -40,6 +40,8 @@ export const secretBytes = 32;
 
 export const headerBytes = 4;
 export const offsetBytes = 8;
+/** In front of the bytes of DATA. */
+export const dataHeaderBytes = headerBytes + offsetBytes;
 export const helloFixedBytes = 1 + 4 + sessionIdBytes + secretBytes + 2 * offsetBytes;
 
 export const frameTypes = [

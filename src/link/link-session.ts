@@ -9,7 +9,9 @@
  * A client that has sent and received everything closes with DONE; the server stays open for it, because it cannot
  * know otherwise whether its last ACK arrived. Whatever fails closes with RESET.
  */
+import type { Socket } from 'node:net';
 import { Duplex } from 'node:stream';
+import { finished } from 'node:stream/promises';
 import { AppError } from '../model/errors.ts';
 import { KiB } from '../model/units.ts';
 import type { Carrier, CarrierOwner } from './carrier.ts';
@@ -23,6 +25,7 @@ import type { LinkPurpose } from './purposes.ts';
 import { Receiver } from './receiver.ts';
 import { Sender, type SharedLimits } from './sender.ts';
 import type { Session, SessionFacts, SessionStats } from './session.ts';
+import { SocketJoint } from './socket-joint.ts';
 
 export interface LinkSessionOptions {
   side: 'client' | 'server';
@@ -50,6 +53,7 @@ export class LinkSession extends Duplex implements Session {
   #mayReconnect = true;
   #readerWaits = false;
   #endGiven = false;
+  #joint: SocketJoint | undefined;
   #last: LastFrame | undefined;
   #lastSent = false;
   /** While open: without a connection for too long. Afterwards: the peer took too long to hear the end. */
@@ -93,6 +97,33 @@ export class LinkSession extends Duplex implements Session {
   /** What HELLO or WELCOME tells the peer. */
   get position(): { received: number; limit: number } {
     return this.#receiver.position;
+  }
+
+  carry(socket: Socket): Promise<void> {
+    this.#joint = new SocketJoint(socket, {
+      room: () => this.#sender.room(),
+      fill: (lengthBytes, onRoom) => {
+        this.#sender.fill(lengthBytes);
+        this.#carrier?.kick();
+        // Only now, for what was sent at once has made room.
+        if (!this.#sender.hasRoom) this.#sender.whenRoom(onRoom);
+        return this.#sender.hasRoom;
+      },
+      end: () => this.end(),
+      first: () => this.#receiver.first(),
+      drop: (lengthBytes) => {
+        this.#receiver.drop(lengthBytes, this.#heartbeat.rttMs);
+        this.#considerAck();
+      },
+      hasEnded: () => this.#receiver.drained && !this.destroyed,
+      endTaken: () => {
+        this.#giveEnd();
+        // Nobody else reads the stream.
+        this.resume();
+      },
+    });
+    this.#feed();
+    return Promise.all([finished(socket), finished(this)]).then(() => {});
   }
 
   setRateLimit(rateBps: number | null): void {
@@ -255,6 +286,12 @@ export class LinkSession extends Duplex implements Session {
 
   /** Gives the reader what it asks for; what it takes makes room in the window. */
   #feed(): void {
+    if (this.#joint) this.#joint.arrived();
+    else this.#feedReader();
+    this.#considerAck();
+  }
+
+  #feedReader(): void {
     while (this.#readerWaits) {
       const bytes = this.#receiver.next(this.#heartbeat.rttMs);
       if (bytes === undefined) break;
@@ -262,10 +299,16 @@ export class LinkSession extends Duplex implements Session {
       // A reader may ask for more before push returns.
       if (this.push(bytes)) this.#readerWaits = true;
     }
-    if (this.#receiver.drained && !this.#endGiven && !this.destroyed) {
-      this.#endGiven = true;
-      this.push(null);
-    }
+    if (this.#receiver.drained && !this.destroyed) this.#giveEnd();
+  }
+
+  #giveEnd(): void {
+    if (this.#endGiven) return;
+    this.#endGiven = true;
+    this.push(null);
+  }
+
+  #considerAck(): void {
     if (this.#state === 'open' && this.#carrier && this.#receiver.considerAck()) this.#carrier.kick();
   }
 

@@ -3,36 +3,37 @@
  *
  *   0 <= acknowledged <= sent <= written,   sent <= limit,   sent - acknowledged <= maxInFlightBytes
  *
- * Bytes are kept by reference until they are acknowledged, but for small pieces, which are packed; a cut moves `sent` back to what has arrived. END counts
- * as one byte behind the last, so that its arrival is acknowledged like any other.
+ * Bytes lie in blocks until they are acknowledged; a cut moves `sent` back to what has arrived. END counts as one byte
+ * behind the last, so that its arrival is acknowledged like any other.
  */
-import { KiB } from '../model/units.ts';
-import { Packer } from './packer.ts';
+import { BlockPool } from './blocks.ts';
+import { dataHeaderBytes } from './frames.ts';
 
 export type OutgoingRefusal = 'ack_beyond_sent' | 'ack_backwards';
 
-/** Consecutive bytes to send, as views of what was written. */
+/** Consecutive bytes to send, where they lie. */
 export interface Run {
   offset: number;
-  lengthBytes: number;
-  pieces: Uint8Array[];
+  bytes: Uint8Array;
+  /** The same with room for the header of a frame in front. */
+  withRoom: Buffer | undefined;
 }
 
-/** Fully acknowledged chunks are cut off the list in batches, since the cut moves the rest. */
-const dropBatch = 256;
-const smallBytes = 1 * KiB;
+/** In front is room for a header, so that a whole block is a frame and needs one write. */
+interface Block {
+  memory: Buffer;
+  /** Of its first byte in the stream. */
+  offset: number;
+  lengthBytes: number;
+}
 
 export class Outgoing {
   readonly #maxInFlightBytes: number;
-  readonly #packer = new Packer();
-  /** The last one may grow. */
-  #chunks: Uint8Array[] = [];
-  /** The chunk that holds the oldest unacknowledged byte, and its offset in the stream. */
-  #head = 0;
-  #headOffset = 0;
-  /** The chunk that holds the next byte to send, and the offset of its first byte. */
+  readonly #pool = new BlockPool();
+  /** Oldest first. */
+  #blocks: Block[] = [];
+  /** The block that holds the next byte to send. */
   #cursor = 0;
-  #cursorOffset = 0;
   #acknowledged = 0;
   #sent = 0;
   #written = 0;
@@ -72,13 +73,34 @@ export class Outgoing {
     return this.#ended && !this.#endSent && this.#sent === this.#written;
   }
 
-  /** Appends bytes. They must not change until they have arrived. */
-  write(bytes: Uint8Array): void {
+  /** Where the next bytes may be put; `fill` then says how many were. Never empty. */
+  room(): Uint8Array {
+    let last = this.#blocks.at(-1);
+    if (!last || dataHeaderBytes + last.lengthBytes === last.memory.length) {
+      last = { memory: this.#pool.take(), offset: this.#written, lengthBytes: 0 };
+      this.#blocks.push(last);
+    }
+    return last.memory.subarray(dataHeaderBytes + last.lengthBytes);
+  }
+
+  /** So many bytes were put into `room`. */
+  fill(lengthBytes: number): void {
     if (this.#ended) throw new Error('Bug: bytes were written to a session after its end');
-    if (bytes.length === 0) return;
-    if (bytes.length <= smallBytes) this.#packer.append(this.#chunks, bytes);
-    else this.#chunks.push(bytes);
-    this.#written += bytes.length;
+    // The session has ended meanwhile, and forgot its blocks.
+    if (this.#blocks.length === 0) return;
+    this.#blocks.at(-1)!.lengthBytes += lengthBytes;
+    this.#written += lengthBytes;
+  }
+
+  /** Appends a copy of the bytes. */
+  write(bytes: Uint8Array): void {
+    for (let at = 0; at < bytes.length; ) {
+      const room = this.room();
+      const part = bytes.subarray(at, at + room.length);
+      room.set(part);
+      this.fill(part.length);
+      at += part.length;
+    }
   }
 
   end(): void {
@@ -91,28 +113,22 @@ export class Outgoing {
     return Math.max(0, most - this.#sent);
   }
 
-  /** Takes up to `maxBytes` that may be sent now, and counts them as sent. */
+  /** Takes up to `maxBytes` that may be sent now and lie in one piece, and counts them as sent. */
   take(maxBytes: number): Run | undefined {
-    const lengthBytes = Math.min(this.sendableBytes(), maxBytes);
-    if (lengthBytes <= 0) return undefined;
+    const mostBytes = Math.min(this.sendableBytes(), maxBytes);
+    if (mostBytes <= 0) return undefined;
     const offset = this.#sent;
-    const pieces: Uint8Array[] = [];
-    while (this.#sent < offset + lengthBytes) {
-      const chunk = this.#chunks[this.#cursor]!;
-      const from = this.#sent - this.#cursorOffset;
-      const piece = chunk.subarray(from, from + offset + lengthBytes - this.#sent);
-      if (piece.length === 0) {
-        // Only here, not behind its last byte: the last chunk may have grown since.
-        this.#cursor += 1;
-        this.#cursorOffset += chunk.length;
-        continue;
-      }
-      pieces.push(piece);
-      this.#sent += piece.length;
-    }
+    // Only here, not behind its last byte: the last block may have grown since.
+    while (offset >= endOf(this.#blocks[this.#cursor]!)) this.#cursor += 1;
+    const block = this.#blocks[this.#cursor]!;
+    const start = dataHeaderBytes + offset - block.offset;
+    const end = dataHeaderBytes + Math.min(block.lengthBytes, offset - block.offset + mostBytes);
+    const bytes = block.memory.subarray(start, end);
+    const withRoom = start === dataHeaderBytes ? block.memory.subarray(0, end) : undefined;
+    this.#sent += bytes.length;
     this.#resent += Math.max(0, Math.min(this.#mostSent, this.#sent) - offset);
     this.#mostSent = Math.max(this.#mostSent, this.#sent);
-    return { offset, lengthBytes, pieces };
+    return { offset, bytes, withRoom };
   }
 
   /** Where END stands; it counts as sent now. */
@@ -141,35 +157,27 @@ export class Outgoing {
     if (refused) return refused;
     this.#endSent = this.#endAcknowledged;
     this.#sent = this.#acknowledged;
-    this.#cursor = this.#head;
-    this.#cursorOffset = this.#headOffset;
+    this.#cursor = 0;
     return undefined;
   }
 
   /** Forgets the bytes; the session has failed. */
   clear(): void {
-    this.#chunks = [];
-    this.#head = this.#cursor = 0;
+    this.#blocks = [];
+    this.#cursor = 0;
     this.#sent = this.#written = this.#acknowledged;
   }
 
+  /** Blocks that have arrived are used again, but not the last one: it may grow, or be filled at this moment. */
   #drop(): void {
-    for (;;) {
-      const chunk = this.#chunks[this.#head];
-      if (chunk === undefined || this.#headOffset + chunk.length > this.#acknowledged) break;
-      this.#chunks[this.#head] = nothing;
-      this.#head += 1;
-      this.#headOffset += chunk.length;
+    let gone = 0;
+    while (gone < this.#blocks.length - 1 && endOf(this.#blocks[gone]!) <= this.#acknowledged) {
+      this.#pool.give(this.#blocks[gone]!.memory);
+      gone += 1;
     }
-    if (this.#cursor < this.#head) {
-      this.#cursor = this.#head;
-      this.#cursorOffset = this.#headOffset;
-    }
-    if (this.#head < dropBatch) return;
-    this.#chunks.splice(0, this.#head);
-    this.#cursor -= this.#head;
-    this.#head = 0;
+    this.#blocks.splice(0, gone);
+    this.#cursor = Math.max(0, this.#cursor - gone);
   }
 }
 
-const nothing = new Uint8Array(0);
+const endOf = ({ offset, lengthBytes }: Block): number => offset + lengthBytes;

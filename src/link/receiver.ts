@@ -3,10 +3,10 @@
  * when an ACK is worth its cost: after half of the window, at the end, or a little later.
  */
 import { KiB, MiB } from '../model/units.ts';
+import { BlockQueue } from './blocks.ts';
 import { encodeFrame } from './frame-encoder.ts';
 import { Incoming, type IncomingRefusal } from './incoming.ts';
 import type { LinkLimits } from './limits.ts';
-import { Packer } from './packer.ts';
 import { WindowTuner } from './window.ts';
 
 const mostAckStepBytes = 1 * MiB;
@@ -19,8 +19,7 @@ export class Receiver {
   readonly #ackDelayMs: number;
   /** An ACK has come due later, outside of any call. */
   readonly #onAckDue: () => void;
-  readonly #packer = new Packer();
-  #waiting: Uint8Array[] = [];
+  readonly #waiting = new BlockQueue();
   #untunedBytes = 0;
   #told = { received: 0, limit: 0 };
   #ackDue = false;
@@ -38,7 +37,7 @@ export class Receiver {
   }
   /** Bytes that wait for the reader. */
   get waitingBytes(): number {
-    return this.#waiting.reduce((sum, each) => sum + each.length, 0);
+    return this.#waiting.lengthBytes;
   }
   get windowBytes(): number {
     return this.#window.windowBytes;
@@ -49,7 +48,7 @@ export class Receiver {
   }
   /** END has arrived and the reader has everything before it. */
   get drained(): boolean {
-    return this.#incoming.ended && this.#waiting.length === 0;
+    return this.#incoming.ended && this.#waiting.lengthBytes === 0;
   }
   /** What HELLO or WELCOME tells the peer. */
   get position(): { received: number; limit: number } {
@@ -59,9 +58,7 @@ export class Receiver {
   onData(offset: number, bytes: Uint8Array): IncomingRefusal | undefined {
     const fresh = this.#incoming.take(offset, bytes);
     if (typeof fresh === 'string') return fresh;
-    // A view keeps its whole network buffer alive; a small one is copied, so that the window bounds the memory.
-    if (fresh.length * 4 >= fresh.buffer.byteLength) this.#waiting.push(fresh);
-    else if (fresh.length > 0) this.#packer.append(this.#waiting, fresh);
+    this.#waiting.append(fresh);
     return undefined;
   }
 
@@ -69,17 +66,23 @@ export class Receiver {
     return this.#incoming.end(offset);
   }
 
-  /** The next bytes for the reader, which counts as having taken them. */
+  /** The next bytes for a reader who keeps them, and counts as having taken them. */
   next(rttMs: number | undefined): Uint8Array | undefined {
-    const bytes = this.#waiting.shift();
-    if (bytes === undefined) return undefined;
-    this.#incoming.consume(bytes.length);
-    this.#untunedBytes += bytes.length;
-    if (this.#untunedBytes >= tuneStepBytes) {
-      this.#window.consumed(this.#untunedBytes, performance.now(), rttMs);
-      this.#untunedBytes = 0;
-    }
+    const bytes = this.#waiting.takeFirst();
+    if (bytes) this.#consume(bytes.length, rttMs);
     return bytes;
+  }
+
+  /** The next bytes for a reader who only looks, and says by `drop` that it has taken them. */
+  first(): Uint8Array | undefined {
+    return this.#waiting.first();
+  }
+
+  drop(lengthBytes: number, rttMs: number | undefined): void {
+    // The session has failed meanwhile.
+    if (this.#waiting.lengthBytes < lengthBytes) return;
+    this.#waiting.drop(lengthBytes);
+    this.#consume(lengthBytes, rttMs);
   }
 
   /** Looks whether an ACK is due now, which is the answer, and else makes sure that it will be. */
@@ -107,7 +110,7 @@ export class Receiver {
   /** Forgets what waits; the session has failed. */
   clear(): void {
     this.pause();
-    this.#waiting = [];
+    this.#waiting.clear();
   }
 
   /** The ACK that is due, to be sent now. */
@@ -118,6 +121,14 @@ export class Receiver {
     this.#incoming.grant(this.#window.windowBytes);
     this.#told = this.position;
     return [encodeFrame({ type: 'ack', ...this.#told })];
+  }
+
+  #consume(lengthBytes: number, rttMs: number | undefined): void {
+    this.#incoming.consume(lengthBytes);
+    this.#untunedBytes += lengthBytes;
+    if (this.#untunedBytes < tuneStepBytes) return;
+    this.#window.consumed(this.#untunedBytes, performance.now(), rttMs);
+    this.#untunedBytes = 0;
   }
 
   #ackLater(): void {

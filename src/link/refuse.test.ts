@@ -99,7 +99,7 @@ const helloOf = (more: Partial<HelloFrame> = {}): HelloFrame => ({
 });
 
 const dataAt = (offset: number, bytes: Uint8Array): Buffer =>
-  Buffer.concat(encodeRun({ offset, lengthBytes: bytes.length, pieces: [bytes] }));
+  Buffer.concat(encodeRun({ offset, bytes, withRoom: undefined }));
 
 test('a client whose certificate is expired, of another CA or of no cloudlet is refused', async () => {
   await using daemons = await fakeDaemons();

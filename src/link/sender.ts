@@ -51,11 +51,29 @@ export class Sender {
     this.#ownLimiter.setRate(rateBps);
   }
 
-  /** `done` is called when there is room for more. */
+  /** Takes a copy; `done` is called when there is room for more. */
   write(bytes: Uint8Array, done: () => void): void {
     this.#outgoing.write(bytes);
-    if (this.#outgoing.unsentBytes <= enoughBytes) done();
+    if (this.hasRoom) done();
     else this.#writeDone = done;
+  }
+
+  /** For one who puts the bytes where they stay: `fill` says how many were. */
+  room(): Uint8Array {
+    return this.#outgoing.room();
+  }
+
+  fill(lengthBytes: number): void {
+    this.#outgoing.fill(lengthBytes);
+  }
+
+  get hasRoom(): boolean {
+    return this.#outgoing.unsentBytes <= enoughBytes;
+  }
+
+  /** `done` is called once when there is room again. */
+  whenRoom(done: () => void): void {
+    this.#writeDone = done;
   }
 
   /** `done` is called when the peer has everything. */
@@ -104,7 +122,7 @@ export class Sender {
       return [encodeFrame({ type: 'end', offset: this.#outgoing.takeEnd() })];
     }
     const run = this.#outgoing.take(this.#allowedBytes(sendableBytes));
-    if (run && this.#writeDone && this.#outgoing.unsentBytes <= enoughBytes) {
+    if (run && this.#writeDone && this.hasRoom) {
       const done = this.#writeDone;
       this.#writeDone = undefined;
       done();

@@ -1,4 +1,5 @@
 /** What users of the link see of a session. */
+import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { AppError } from '../model/errors.ts';
 import type { JsonObject } from './json.ts';
@@ -36,14 +37,16 @@ export interface SessionStats {
 /**
  * A Duplex; `finish` means that the peer's daemon has all bytes. Beside the events of streams it emits `connected`
  * and `disconnected` (with the reason as an Error).
- *
- * Written buffers are kept by reference until the peer has them, also after the write's callback: never change a
- * buffer that was written.
  */
 export interface Session extends Duplex, SessionFacts {
   readonly stats: SessionStats;
   /** Resolves when nothing is left of the session here: no socket, no timer. `close` may come before it. */
   readonly gone: Promise<void>;
+  /**
+   * Joins the session with a socket that nobody reads yet: bytes both ways, each end passed on, without a stream between
+   * them. Resolves when both directions have ended, and rejects when either side breaks; then both are to be destroyed.
+   */
+  carry(socket: Socket): Promise<void>;
   /** Limits what this session sends, in bits per second, from now on; null for no limit of its own. */
   setRateLimit(rateBps: number | null): void;
   /**

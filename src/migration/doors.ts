@@ -6,6 +6,7 @@ import { rm } from 'node:fs/promises';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import type { Session } from '../link/index.ts';
 import { AppError } from '../model/errors.ts';
 
 export interface Door extends AsyncDisposable {
@@ -68,12 +69,14 @@ export async function joinWithQemu(path: string, stream: Duplex): Promise<void> 
 }
 
 /** Bytes both ways, each end of data passed on; an error of one ends both. */
-export async function joinStreams(a: Duplex, b: Duplex): Promise<void> {
+export async function joinStreams(stream: Duplex, socket: Socket): Promise<void> {
   try {
-    await Promise.all([pipeline(a, b, { end: true }), pipeline(b, a, { end: true })]);
+    if (isSession(stream)) await stream.carry(socket);
+    else
+      await Promise.all([pipeline(stream, socket, { end: true }), pipeline(socket, stream, { end: true })]);
   } catch (error) {
-    a.destroy();
-    b.destroy();
+    stream.destroy();
+    socket.destroy();
     throw new AppError(
       'peer_unreachable',
       `The stream between QEMU and the link broke: ${(error as Error).message}`,
@@ -82,6 +85,8 @@ export async function joinStreams(a: Duplex, b: Duplex): Promise<void> {
     );
   }
 }
+
+const isSession = (stream: Duplex): stream is Session => 'carry' in stream;
 
 async function listen(server: Server, path: string): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();

@@ -316,7 +316,7 @@ export class SourceMigration {
         const session = await this.#around.openSession(purpose, ticket, signal);
         if (purpose === 'memory' && isCondensed) await this.#condense(session, socket);
         else if (isCondensed) await this.#condenseDisk(session, socket);
-        else await joinStreams(socket, session);
+        else await joinStreams(session, socket);
       });
       this.#doors.push(opened);
       // QEMU's own error follows; this one says why.
@@ -457,8 +457,8 @@ export class SourceMigration {
         return;
       }
       const socketPath = this.#socket('memory');
-      const serve = async (socket: Duplex) =>
-        joinStreams(socket, await this.#around.openSession('memory', ticket, signal));
+      const serve = async (socket: Socket) =>
+        joinStreams(await this.#around.openSession('memory', ticket, signal), socket);
       this.#doors.push(await openDoor(socketPath, serve));
       await resumePostcopy(machine.qmp, { socketPath, signal });
     } finally {
