@@ -3,6 +3,7 @@ import { AppError } from '../model/errors.ts';
 import { delay, type MigrationCapability, type MigrationStatus, type QmpConnection } from '../qmp/index.ts';
 import { nodeNames } from '../vm/argv.ts';
 import { exportName } from './mirror.ts';
+import { WakeUps } from './wake-ups.ts';
 
 const pollMs = 5;
 const answerTimeoutMs = 1000;
@@ -70,10 +71,11 @@ export async function waitUntilLoaded(
   qmp: QmpConnection,
   signal: AbortSignal,
 ): Promise<{ complete: boolean }> {
+  using wakeUps = new WakeUps(qmp, ['MIGRATION']);
   for (;;) {
     const found = await lookAt(qmp, signal);
     if (found.loaded) return { complete: found.complete };
-    await delay(pollMs, signal);
+    await wakeUps.rest(pollMs, signal);
   }
 }
 

@@ -19,8 +19,11 @@ import {
   type QmpConnection,
 } from '../qmp/index.ts';
 import { isTimeForPostcopy, type Round } from './memory-policy.ts';
+import { WakeUps } from './wake-ups.ts';
 
-const pollMs = 25;
+/** How often progress is looked at; whatever else happens QEMU tells by itself. */
+const pollMs = 100;
+const urgentPollMs = 10;
 const settlePollMs = 10;
 /** QEMU's own default of 128 MiB/s is for networks of another time; the link has its own limit. */
 export const unlimitedBytesPerSecond = 10 ** 12;
@@ -60,6 +63,7 @@ export async function sendMemory(
 ): Promise<{ stoppedByUs: boolean }> {
   const { mode, signal, onInfo, whenPaused } = options;
   await prepare(qmp, options);
+  using wakeUps = new WakeUps(qmp, ['MIGRATION', 'MIGRATION_PASS']);
   await qmp.execute('migrate', { uri: `unix:${options.socketPath}` }, { signal });
   const rounds: Round[] = [];
   let stoppedByUs = false;
@@ -84,7 +88,7 @@ export async function sendMemory(
       await qmp.execute('migrate-start-postcopy', undefined, { signal });
     }
     const isUrgent = isContinued || stoppedByUs;
-    await nextEvent(qmp, isUrgent ? 2 : pollMs, signal);
+    await wakeUps.rest(isUrgent ? urgentPollMs : pollMs, signal);
   }
 }
 
@@ -196,17 +200,4 @@ function throwIfOver(info: MigrationInfo): void {
   if (info.status !== 'failed' && info.status !== 'cancelled' && info.status !== 'postcopy-paused') return;
   const output = info['error-desc'] ?? `migration ${info.status}`;
   throw new AppError('qemu_failed', `QEMU could not send the memory of the VM: ${output}`, { output });
-}
-
-/** A pause that the next word of QEMU about its migration cuts short. */
-async function nextEvent(qmp: QmpConnection, ms: number, signal: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const unsubscribe = qmp.onEvent(({ name }) => {
-    if (name === 'MIGRATION' || name === 'MIGRATION_PASS') resolve();
-  });
-  try {
-    await Promise.race([promise, delay(ms, signal)]);
-  } finally {
-    unsubscribe();
-  }
 }

@@ -8,14 +8,19 @@
  * job runs, so there it is so from the start.
  */
 import { AppError } from '../model/errors.ts';
-import type { BlockJobInfo, QmpConnection } from '../qmp/index.ts';
-import { delay } from '../qmp/index.ts';
+import type { BlockJobInfo, QmpConnection, QmpEvent } from '../qmp/index.ts';
 import { nodeNames } from '../vm/argv.ts';
+import { WakeUps } from './wake-ups.ts';
 
 export const mirrorJob = 'migrate-disk';
 export const targetNode = 'migrate-disk-target';
 export const exportName = 'disk';
-const pollMs = 20;
+/** How often progress is looked at; that it is ready or at its end QEMU tells by itself. */
+const pollMs = 100;
+const endPollMs = 10;
+
+/** The last word of a job is that it is gone (`JOB_STATUS_CHANGE` to `null`). */
+const jobEvents: QmpEvent['name'][] = ['BLOCK_JOB_READY', 'JOB_STATUS_CHANGE'];
 
 export interface MirrorProgress {
   doneBytes: number;
@@ -50,12 +55,13 @@ export async function waitUntilMirrored(
   options: { signal: AbortSignal; onProgress: (progress: MirrorProgress) => void },
 ): Promise<void> {
   const { signal, onProgress } = options;
+  using wakeUps = new WakeUps(qmp, jobEvents);
   for (;;) {
     const job = await findJob(qmp);
     if (!job) throw new AppError('qemu_failed', 'The mirror of the disk ended before it had caught up');
     onProgress({ doneBytes: job.offset, totalBytes: job.len });
     if (job.ready) break;
-    await delay(pollMs, signal);
+    await wakeUps.rest(pollMs, signal);
   }
   if (!canChangeMode(qmp)) return;
   await qmp.execute('block-job-change', { id: mirrorJob, type: 'mirror', 'copy-mode': 'write-blocking' });
@@ -103,7 +109,8 @@ async function findJob(qmp: QmpConnection): Promise<BlockJobInfo | undefined> {
 }
 
 async function waitUntilJobGone(qmp: QmpConnection, signal: AbortSignal): Promise<void> {
-  while (await findJob(qmp)) await delay(2, signal);
+  using wakeUps = new WakeUps(qmp, jobEvents);
+  while (await findJob(qmp)) await wakeUps.rest(endPollMs, signal);
 }
 
 function canChangeMode(qmp: QmpConnection): boolean {
