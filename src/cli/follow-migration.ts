@@ -103,17 +103,20 @@ const isMerging = ({ result, failure }: Migration): boolean =>
 
 const namesOf = (relays: { name: string }[] = []): string => relays.map(({ name }) => name).join(', ');
 
-/** `VM web runs at south: 12 s in all, 85 ms downtime, 1.2 GiB sent.` */
+/** `VM web runs at south: 12 s in all, 85 ms downtime, 17 MiB sent of 705 MiB.` */
 export function summaryOf({ vm, peer, role, result }: Migration): string {
   const place = role === 'source' ? `at ${peer.name}` : 'here';
   if (!result) return `VM ${vm.name} runs ${place}.`;
-  const { totalMs, exitMs, downtimeMs, memoryBytes, diskBytes, relayed, merge } = result;
+  const { totalMs, exitMs, downtimeMs, memoryBytes, diskBytes, relayed, merge, condensed } = result;
   const isRelayed = relayed !== undefined && relayed.slabs > 0;
+  const moved = condensed
+    ? `${formatBytes(condensed.wireBytes)} sent of ${formatBytes(condensed.guestBytes)}`
+    : `${formatBytes(memoryBytes + diskBytes)} sent`;
   const parts = [
     isRelayed && exitMs !== undefined ? `${formatDuration(exitMs)} until it had left` : '',
     isRelayed && !merge ? '' : `${formatDuration(totalMs)} in all`,
     downtimeMs === undefined ? '' : `${formatDuration(downtimeMs)} downtime`,
-    `${formatBytes(memoryBytes + diskBytes)} sent`,
+    moved,
   ];
   return `VM ${vm.name} runs ${place}: ${parts.filter((part) => part !== '').join(', ')}.`;
 }

@@ -24,6 +24,7 @@ export const endpoints = {
 
   listSnapshots: { method: 'GET', path: '/v1/snapshots' },
   createSnapshot: { method: 'POST', path: '/v1/snapshots' },
+  pushSnapshot: { method: 'POST', path: '/v1/snapshots/{snapshot}/push' },
   getSnapshot: { method: 'GET', path: '/v1/snapshots/{snapshot}' },
   deleteSnapshot: { method: 'DELETE', path: '/v1/snapshots/{snapshot}' },
 

@@ -25,6 +25,7 @@ import { LogOutput } from './log-output.ts';
 import { Metrics } from './metrics.ts';
 import { Drain } from './migrations/drain.ts';
 import { LinkLimits } from './migrations/link-limits.ts';
+import { PeerSide } from './migrations/peer-side.ts';
 import { MigrationService } from './migrations/service.ts';
 import { Networks } from './networks/service.ts';
 import { Operations } from './operations.ts';
@@ -33,6 +34,8 @@ import { ImageIndexes } from './references/image-indexes.ts';
 import { KeptMemory } from './references/kept-memory.ts';
 import { ReferenceSets } from './references/reference-sets.ts';
 import { RelayService } from './relay/service.ts';
+import { SnapshotIndexes } from './references/snapshot-indexes.ts';
+import { SnapshotTransfer } from './snapshot-transfer.ts';
 import { SnapshotService } from './snapshots.ts';
 import { Store } from './store/index.ts';
 import { recoverVms } from './vms/recovery.ts';
@@ -59,9 +62,11 @@ export class Cloudlet implements AsyncDisposable {
   readonly credentials: Credentials;
   readonly images: ImageService;
   readonly indexes: ImageIndexes;
+  readonly snapshotIndexes: SnapshotIndexes;
   /** What a migration need not send because both sides hold it. */
   readonly references: ReferenceSets;
   readonly snapshots: SnapshotService;
+  readonly snapshotTransfer: SnapshotTransfer;
   readonly vms: VmService;
   readonly migrations: MigrationService;
   readonly drain: Drain;
@@ -139,7 +144,12 @@ export class Cloudlet implements AsyncDisposable {
     });
     this.indexes = new ImageIndexes({ root: paths.images, log });
     this.#kept = new KeptMemory({ root: paths.kept, quotaBytes: config.keptMemoryBytes });
-    this.references = new ReferenceSets({ images: this.indexes, kept: this.#kept });
+    this.snapshotIndexes = new SnapshotIndexes({ directory: (id) => paths.snapshot(id), log });
+    this.references = new ReferenceSets({
+      images: this.indexes,
+      snapshots: this.snapshotIndexes,
+      kept: this.#kept,
+    });
     this.images = new ImageService({ store, events: this.events, paths, config, indexes: this.indexes });
     this.networks = new Networks({
       identity: () => this.identity,
@@ -170,6 +180,7 @@ export class Cloudlet implements AsyncDisposable {
     this.snapshots = new SnapshotService({
       ...parts_,
       store,
+      indexes: this.snapshotIndexes,
       usersOf: (id) => this.#registry.startingFrom(id),
     });
     this.#watch = new VmWatch({ ...parts_, registry: this.#registry, log, closing: this.closing });
@@ -210,8 +221,19 @@ export class Cloudlet implements AsyncDisposable {
       log,
     });
     this.linkLimits = new LinkLimits(store, config.migrationBandwidthBps);
+    this.snapshotTransfer = new SnapshotTransfer({
+      ...parts_,
+      store,
+      snapshots: this.snapshots,
+      peers: new PeerSide({
+        identity: () => this.identity,
+        fleet: this.fleet,
+        linkLimits: this.linkLimits,
+      }),
+    });
     this.migrations = new MigrationService({
       linkLimits: this.linkLimits,
+      takeSnapshot: (session) => this.snapshotTransfer.take(session),
       identity: () => this.identity,
       store,
       events: this.events,
@@ -254,6 +276,7 @@ export class Cloudlet implements AsyncDisposable {
       await mkdir(each, { recursive: true, mode: 0o700 });
     await this.images.recover();
     await this.#kept.recover();
+    this.snapshots.recover();
     await recoverVms({
       registry: this.#registry,
       watch: this.#watch,
@@ -306,6 +329,7 @@ export class Cloudlet implements AsyncDisposable {
     await this.migrations.close();
     this.relay.close();
     await this.indexes.close();
+    await this.snapshotIndexes.close();
     this.networks.close();
     this.#watch.detach();
     await this.follow.close();

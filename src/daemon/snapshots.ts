@@ -2,6 +2,8 @@
  * Golden snapshots: an image is booted once in a VM that nobody sees, and its RAM and disk are kept at the moment
  * its guest agent answers and it has come to rest. VMs that start from there skip the boot.
  */
+import { createHash, type Hash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
 import type { Static } from 'typebox';
 import type { CreateSnapshot } from '../contract/schemas.ts';
@@ -15,6 +17,7 @@ import type { EventLog } from './events.ts';
 import type { ImageService } from './images.ts';
 import type { OperationContext, Operations } from './operations.ts';
 import type { Paths } from './paths.ts';
+import type { SnapshotIndexes } from './references/snapshot-indexes.ts';
 import type { Page, PageRequest, Store } from './store/index.ts';
 import { specFor } from './vms/hardware.ts';
 import { capturedIn, type Runner } from './vms/runner.ts';
@@ -27,6 +30,7 @@ export interface SnapshotServiceOptions {
   events: EventLog;
   operations: Operations;
   images: ImageService;
+  indexes: SnapshotIndexes;
   runner: Runner;
   paths: Paths;
   config: Config;
@@ -38,6 +42,8 @@ export class SnapshotService {
   readonly #options: SnapshotServiceOptions;
   /** Names of snapshots that are being made. */
   readonly #making = new Set<string>();
+  /** What needs a snapshot as it is, by its id. */
+  readonly #holds = new Set<{ id: Uuid; by: string }>();
 
   constructor(options: SnapshotServiceOptions) {
     this.#options = options;
@@ -60,17 +66,15 @@ export class SnapshotService {
   async create(request: Static<typeof CreateSnapshot>): Promise<Operation> {
     const { operations, images, runner, config } = this.#options;
     const { name } = request;
-    this.#requireFreeName(name);
+    this.requireFreeName(name);
     const image = images.get(request.image);
     const spec = specFor(request, image, config);
     await runner.check(spec);
     // Both may have changed meanwhile; from here on they are kept.
-    this.#requireFreeName(name);
     images.get(image.digest);
     const kept = new DisposableStack();
+    kept.use(this.making(name));
     kept.use(images.hold(image.digest, { kind: 'snapshot', name }));
-    kept.defer(() => this.#making.delete(name));
-    this.#making.add(name);
     const id = newId();
     const readyTimeoutMs = request.readyTimeoutMs ?? 180_000;
     try {
@@ -85,7 +89,40 @@ export class SnapshotService {
     }
   }
 
-  #requireFreeName(name: string): void {
+  /** Keeps the name for a snapshot that is being made, or throws `name_taken`. */
+  making(name: string): Disposable {
+    this.requireFreeName(name);
+    this.#making.add(name);
+    return { [Symbol.dispose]: () => void this.#making.delete(name) };
+  }
+
+  /** Keeps the snapshot from being removed. */
+  hold(id: Uuid, by: string): Disposable {
+    const hold = { id, by };
+    this.#holds.add(hold);
+    return { [Symbol.dispose]: () => void this.#holds.delete(hold) };
+  }
+
+  /** A snapshot has come, or was made: migrations may refer to it, once it is indexed. */
+  added(record: SnapshotRecord): void {
+    this.#options.indexes.add(record);
+  }
+
+  /** Indexes for what is there when the daemon starts. */
+  recover(): void {
+    for (const record of this.#options.store.snapshots.all()) this.added(record);
+  }
+
+  /** The record, with the digest that one of an older daemon lacks. */
+  async withDigest(id: Uuid): Promise<SnapshotRecord & { digest: string }> {
+    const { store, paths } = this.#options;
+    const record = this.get(id);
+    const digest = record.digest ?? (await digestOfCaptured(paths.snapshot(id)));
+    if (!record.digest) store.snapshots.update({ ...record, digest });
+    return { ...record, digest };
+  }
+
+  requireFreeName(name: string): void {
     if (!this.#making.has(name) && !this.#options.store.snapshots.getByName(name)) return;
     throw new AppError('name_taken', `There is a snapshot '${name}' already`, { kind: 'snapshot', name });
   }
@@ -126,27 +163,49 @@ export class SnapshotService {
       memoryFileBytes: (await stat(files.memory)).size,
       diskFileBytes: (await stat(files.disk)).size,
       bootMs: Math.round(bootMs),
+      digest: await digestOfCaptured(directory),
     };
     store.transact(() => {
       store.snapshots.insert(record);
       events.append({ kind: 'snapshot.created', data: { snapshotId: id, name } });
     });
     undo.move();
+    this.added(record);
   }
 
   async remove(reference: string): Promise<void> {
-    const { store, events, paths, usersOf } = this.#options;
+    const { store, events, paths, usersOf, indexes } = this.#options;
     const { id, name } = this.get(reference);
-    const usedBy = usersOf(id);
+    const usedBy = [...usersOf(id), ...[...this.#holds].filter((hold) => hold.id === id).map(({ by }) => by)];
     if (usedBy.length > 0) {
-      throw new AppError('in_use', `Cannot remove snapshot '${name}': VMs are being started from it`, {
-        usedBy,
-      });
+      throw new AppError('in_use', `Cannot remove snapshot '${name}': ${usedBy[0]} needs it`, { usedBy });
     }
     store.transact(() => {
       store.snapshots.delete(id);
       events.append({ kind: 'snapshot.deleted', data: { snapshotId: id, name } });
     });
+    indexes.remove(id);
     await rm(paths.snapshot(id), { recursive: true, force: true });
   }
+}
+
+/** Of memory and disk together: the digest of their digests. `read` feeds the bytes of each. */
+export async function digestOfFiles(
+  read: (hash: Hash, which: 'memory' | 'disk') => Promise<void>,
+): Promise<string> {
+  const whole = createHash('sha256');
+  for (const which of ['memory', 'disk'] as const) {
+    const hash = createHash('sha256');
+    await read(hash, which);
+    whole.update(hash.digest());
+  }
+  return `sha256:${whole.digest('hex')}`;
+}
+
+function digestOfCaptured(directory: string): Promise<string> {
+  const files = capturedIn(directory);
+  return digestOfFiles(async (hash, which) => {
+    for await (const chunk of createReadStream(files[which], { highWaterMark: 1024 * 1024 }))
+      hash.update(chunk);
+  });
 }

@@ -1,5 +1,11 @@
 /** What a session is for; it is the ALPN name as well, so one port serves the HTTP API and every purpose. */
-export const linkPurposes = ['viper-memory/1', 'viper-disk/1', 'viper-image/1', 'viper-relay/1'] as const;
+export const linkPurposes = [
+  'viper-memory/1',
+  'viper-disk/1',
+  'viper-image/1',
+  'viper-snapshot/1',
+  'viper-relay/1',
+] as const;
 
 export type LinkPurpose = (typeof linkPurposes)[number];
 

@@ -2,7 +2,15 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { chooseEngine } from './engine-policy.ts';
 
-const facts = { wanted: 'auto', channels: 0, linkBps: undefined, limitBps: undefined } as const;
+const facts = {
+  wanted: 'auto',
+  mode: 'auto',
+  channels: 0,
+  linkBps: undefined,
+  limitBps: undefined,
+  qemuVersion: '10.0.2',
+  sets: [],
+} as const;
 
 test('an engine that is asked for is taken, whatever the link', () => {
   assert.equal(chooseEngine({ ...facts, wanted: 'direct' }).engine, 'direct');
@@ -17,8 +25,19 @@ test('left to itself it condenses, unless the link is faster than that', () => {
   assert.equal(chooseEngine({ ...facts, channels: 4 }).engine, 'direct');
 });
 
-test('the reason names the rate that decided', () => {
-  assert.match(chooseEngine({ ...facts, linkBps: 60e6 }).reason, /60 Mbit\/s/);
+test('a QEMU whose memory cannot be read does its post-copy itself', () => {
+  const old = { ...facts, qemuVersion: '7.2.15', sets: ['image:sha256:00'] };
+  assert.equal(chooseEngine(old).engine, 'direct');
+  const choice = chooseEngine({ ...old, mode: 'precopy' });
+  assert.equal(choice.engine, 'condensed');
+  assert.match(choice.reason, /hold nothing/);
+});
+
+test('the reason names the rate that decided, and what need not travel', () => {
+  const sets = ['image:sha256:00', 'golden:11', 'golden:22', 'stayed:0:33', 'other:44'];
+  const { reason } = chooseEngine({ ...facts, linkBps: 60e6, sets });
+  assert.match(reason, /60 Mbit\/s/);
+  assert.match(reason, /the base image, memory of a golden snapshot, memory that stayed behind$/);
 });
 
 test('a destination that takes far less than can leave has relays', () => {

@@ -1,8 +1,11 @@
-/** Which engine carries a VM, when that is left to us. Pure. */
-import type { MigrationEngine } from '../model/migration.ts';
+/** Which engine carries a VM, when that is left to us, and why. Pure. */
+import type { MigrationEngine, MigrationMode } from '../model/migration.ts';
+import type { SetName } from '../pages/index.ts';
 
-/** Above this a QEMU that sends everything is done sooner than one core has the digests of it. */
+/** Above this a QEMU that sends everything is done sooner than one core has looked at all of it. */
 const fastLinkBps = 2_000_000_000;
+/** The first QEMU that tells where the VM's memory lies: without that there are no references, and no post-copy of ours. */
+const readableSinceMajor = 8;
 
 /** A destination that takes so many times less than can leave is one that holds the source up, replicas counted in. */
 const slowShare = 4;
@@ -13,21 +16,32 @@ export interface EngineChoice {
   reason: string;
 }
 
-/** `linkBps`: as measured in an earlier migration to the same peer, if there was one. */
-export function chooseEngine(facts: {
+export interface EngineFacts {
   wanted: MigrationEngine | 'auto';
+  mode: MigrationMode;
   channels: number;
+  /** As measured in an earlier migration to the same peer, if there was one. */
   linkBps: number | undefined;
   limitBps: number | undefined;
+  /** Of the source. */
+  qemuVersion: string;
+  /** What both cloudlets hold of the VM. */
+  sets: readonly SetName[];
   /** The best rate that was seen leave this cloudlet; missing where nothing is to be relayed. */
   uplinkBps?: number | undefined;
-}): EngineChoice {
-  const { wanted, channels, linkBps, limitBps, uplinkBps = 0 } = facts;
+}
+
+export function chooseEngine(facts: EngineFacts): EngineChoice {
+  const { wanted, mode, channels, linkBps, limitBps, qemuVersion, sets, uplinkBps = 0 } = facts;
   if (wanted !== 'auto') return { engine: wanted, reason: 'asked for' };
   if (channels > 0) return { engine: 'direct', reason: `${channels} channels are QEMU's own` };
+  const isReadable = Number.parseInt(qemuVersion, 10) >= readableSinceMajor;
+  if (!isReadable && mode !== 'precopy')
+    return {
+      engine: 'direct',
+      reason: `QEMU ${qemuVersion} does not tell where the memory of the VM lies: post-copy is its own`,
+    };
   const rateBps = Math.min(linkBps ?? Number.POSITIVE_INFINITY, limitBps ?? Number.POSITIVE_INFINITY);
-  if (rateBps === Number.POSITIVE_INFINITY)
-    return { engine: 'condensed', reason: 'nobody knows yet how fast the link is' };
   const isBottleneck =
     linkBps !== undefined && Math.min(uplinkBps, limitBps ?? uplinkBps) > linkBps * slowShare;
   if (isBottleneck) {
@@ -37,8 +51,29 @@ export function chooseEngine(facts: {
       reason: `the destination takes ${to} of ${from} Mbit/s: relays hold the rest`,
     };
   }
-  const rate = `the link carries ${Math.round(rateBps / 1e6)} Mbit/s`;
-  return rateBps >= fastLinkBps
-    ? { engine: 'direct', reason: `${rate}: sending all of it is sooner done` }
-    : { engine: 'condensed', reason: `${rate}: sending less is sooner done` };
+  const isUnknown = rateBps === Number.POSITIVE_INFINITY;
+  const rate = isUnknown
+    ? 'nobody knows yet how fast the link is'
+    : `the link carries ${Math.round(rateBps / 1e6)} Mbit/s`;
+  if (!isUnknown && rateBps >= fastLinkBps)
+    return { engine: 'direct', reason: `${rate}: sending all of it is sooner done` };
+  return {
+    engine: 'condensed',
+    reason: `${rate}: sending less is sooner done; ${tell(isReadable ? sets : [])}`,
+  };
+}
+
+const kinds: Record<string, string> = {
+  image: 'the base image',
+  golden: 'memory of a golden snapshot',
+  stayed: 'memory that stayed behind',
+  disk: 'the disk on shared storage',
+};
+
+function tell(sets: readonly SetName[]): string {
+  const found = sets
+    .map((name) => kinds[name.slice(0, name.indexOf(':'))])
+    .filter((kind) => kind !== undefined);
+  if (found.length === 0) return 'both sides hold nothing of it';
+  return `both sides hold ${[...new Set(found)].join(', ')}`;
 }

@@ -14,6 +14,7 @@ export const operationKinds = [
   'vm.migrate',
   'cloudlet.drain',
   'snapshot.create',
+  'snapshot.push',
 ] as const;
 export type OperationKind = (typeof operationKinds)[number];
 

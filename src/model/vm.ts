@@ -127,6 +127,8 @@ export interface SnapshotRecord {
   diskFileBytes: number;
   /** From power-on to a guest agent that answers, as measured when it was made. */
   bootMs: number;
+  /** Of its memory and disk; missing in records of older daemons. */
+  digest?: string;
 }
 
 /**

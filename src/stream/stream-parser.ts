@@ -73,6 +73,8 @@ export class StreamParser {
   #blockPages = 0;
   #packageBytes = 0;
   #refused: Error | undefined;
+  /** Bytes of the stream up to the end of the queue. */
+  #seenBytes = 0;
 
   /** `table`: for a stream that goes on where another ended, as a recovery does. */
   constructor(handler: StreamHandler, table?: BlockTable) {
@@ -89,6 +91,12 @@ export class StreamParser {
       this.#refused = error as Error;
       throw error;
     }
+  }
+
+  /** For a handler of pages: where in the stream the byte `buffer[at]` stands. */
+  positionOf(at: number): number {
+    const { start, length } = this.#queue;
+    return this.#seenBytes - (start + length - at);
   }
 
   /** The stream has ended. Throws if that was in the middle. */
@@ -110,13 +118,16 @@ export class StreamParser {
       const some = Math.min(maxRecordBytes, bytes.length - at);
       queue.push(bytes.subarray(at, at + some));
       at += some;
+      this.#seenBytes += some;
       while (this.#step());
       if (queue.length > some) continue;
       at -= queue.length;
+      this.#seenBytes -= queue.length;
       queue.drop(queue.length);
     }
     if (at === bytes.length) return;
     queue.lend(bytes.subarray(at));
+    this.#seenBytes += bytes.length - at;
     try {
       while (this.#step());
     } finally {

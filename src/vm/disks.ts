@@ -87,11 +87,29 @@ export async function copyDisk(options: CopyDiskOptions): Promise<void> {
       await run('cp', copy, { signal, timeoutMs: copyTimeoutMs });
     }
     if (!backing) return;
-    const wanted = await relativePath(making, resolve(await realpath(dirname(from)), backing.file));
-    if (wanted === backing.file) return;
-    const rebase = ['-u', '-f', 'qcow2', '-F', backing.format ?? 'qcow2', '-b', wanted, making];
-    await run('qemu-img', ['rebase', '-q', ...rebase], { signal });
+    const wanted = resolve(await realpath(dirname(from)), backing.file);
+    if ((await relativePath(making, wanted)) === backing.file) return;
+    await rebase(making, wanted, backing.format ?? 'qcow2', signal);
   });
+}
+
+/**
+ * An overlay that came from elsewhere is set on the image as it is called here. Its content stays as it is. Throws
+ * `image_corrupt` for a file that is no plain overlay.
+ */
+export async function rebaseDisk(
+  options: Pick<CreateDiskOptions, 'file' | 'imageFile' | 'imageFormat'> & { signal: AbortSignal },
+): Promise<void> {
+  const { file, imageFile, imageFormat, signal } = options;
+  const { backing, encrypted, externalData, corrupt } = await readQcow2Header(file);
+  if (!backing || encrypted || externalData || corrupt)
+    throw new AppError('image_corrupt', `Take disk ${file}: it is no plain overlay on an image`, { file });
+  await rebase(file, imageFile, imageFormat, signal);
+}
+
+async function rebase(file: string, onto: string, format: string, signal: AbortSignal): Promise<void> {
+  const options = ['-u', '-f', 'qcow2', '-F', format, '-b', await relativePath(file, onto), file];
+  await run('qemu-img', ['rebase', '-q', ...options], { signal });
 }
 
 export async function diskUsage(file: string): Promise<DiskUsage> {

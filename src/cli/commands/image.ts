@@ -97,12 +97,12 @@ function showImage({ output }: Session, image: Image): void {
 }
 
 /** How far the index is that spares migrations the image's blocks, in a word. */
-function formatIndex(index: Image['index']): string {
+export function formatIndex(index: Image['index']): string {
   if (index.state !== 'building' || index.totalBytes === 0) return index.state;
   return `${Math.floor((index.doneBytes / index.totalBytes) * 100)} %`;
 }
 
-function explainIndex(index: Image['index']): string {
+export function explainIndex(index: Image['index']): string {
   if (index.state === 'failed') return `failed: ${index.message}`;
   if (index.state !== 'ready') return formatIndex(index);
   return `ready, ${index.blocks} blocks in ${formatBytes(index.fileBytes)}`;

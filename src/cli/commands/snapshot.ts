@@ -5,6 +5,7 @@ import { formatAge, formatTime, shortDigest } from '../output.ts';
 import { addLongWorkOptions, finish, type LongWorkOptions } from '../progress.ts';
 import { addCommand, addGroup, type Session, withSession } from '../session.ts';
 import { parseDuration } from '../values.ts';
+import { explainIndex, formatIndex } from './image.ts';
 import { listAll } from './lists.ts';
 import { addHardwareOptions, type HardwareOptions, hardwareOf } from './vm-create.ts';
 
@@ -30,12 +31,13 @@ export function addSnapshotCommands(program: Command): void {
       listAll(
         session,
         session.viper.listSnapshots,
-        ['NAME', 'IMAGE', 'MEMORY', 'FILES', 'BOOT', 'AGE', 'ID'],
+        ['NAME', 'IMAGE', 'MEMORY', 'FILES', 'INDEX', 'BOOT', 'AGE', 'ID'],
         (each) => [
           each.name,
           shortDigest(each.spec.disk.image),
           formatBytes(each.spec.memoryBytes),
           formatBytes(each.memoryFileBytes + each.diskFileBytes),
+          formatIndex(each.index),
           `${(each.bootMs / 1000).toFixed(1)} s`,
           formatAge(each.createdAt),
           each.id,
@@ -63,12 +65,23 @@ export function addSnapshotCommands(program: Command): void {
           ['Memory', `${formatBytes(spec.memoryBytes)}, ${formatBytes(found.memoryFileBytes)} kept`],
           ['Disk', `${formatBytes(spec.disk.sizeBytes)}, ${formatBytes(found.diskFileBytes)} kept`],
           ['Machine', spec.machine],
+          ['Digest', found.digest ?? 'not known yet'],
+          ['Index', explainIndex(found.index)],
           ['Boot', `${(found.bootMs / 1000).toFixed(1)} s`],
           ['Created', formatTime(found.createdAt)],
         ]),
       );
     }),
   );
+
+  addLongWorkOptions(
+    addCommand(
+      snapshot,
+      'push <snapshot>',
+      'copy a golden snapshot to a peer, with its image: VMs start there from it, and travel there light',
+      'viper snapshot push debian-ready --to edge2',
+    ).requiredOption('--to <peer>', 'name or id of the peer'),
+  ).action(withSession(push));
 
   addCommand(
     snapshot,
@@ -81,6 +94,20 @@ export function addSnapshotCommands(program: Command): void {
       output.say(`Snapshot ${name} is removed.`);
     }),
   );
+}
+
+async function push(
+  session: Session,
+  name: string,
+  options: LongWorkOptions & { to: string },
+): Promise<void> {
+  const { viper, signal } = session;
+  const operation = await viper.pushSnapshot({
+    params: { snapshot: name },
+    body: { to: options.to },
+    signal,
+  });
+  await finish(session, operation, options, () => `Snapshot ${name} is at ${options.to}.`);
 }
 
 async function create(session: Session, name: string, options: CreateOptions): Promise<void> {

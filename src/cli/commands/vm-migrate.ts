@@ -29,6 +29,7 @@ interface MigrateOptions extends LongWorkOptions {
   continuity?: Continuity;
   device?: string;
   dryRun?: true;
+  explain?: true;
 }
 
 export function addVmMigrateCommands(vm: Command): void {
@@ -37,7 +38,7 @@ export function addVmMigrateCommands(vm: Command): void {
       vm,
       'migrate <vm>',
       'move a VM to another cloudlet while it runs',
-      'viper vm migrate web --to edge2 --bandwidth 200M\nviper vm migrate web --to edge2 --dry-run',
+      'viper vm migrate web --to edge2 --bandwidth 200M\nviper vm migrate web --to edge2 --explain',
     ),
   )
     .requiredOption('--to <peer>', 'name or id of the other cloudlet')
@@ -50,7 +51,7 @@ export function addVmMigrateCommands(vm: Command): void {
     .addOption(
       new Option(
         '--engine <engine>',
-        'condensed: send only what the other side cannot know; direct (default): all of it; auto: what is sooner done; ' +
+        'condensed: send only what the other side cannot know; direct: all of it; auto (default): what is sooner done; ' +
           'relayed: other cloudlets hold what the destination has not taken yet, so this one is free sooner',
       ).choices(engines),
     )
@@ -81,6 +82,7 @@ export function addVmMigrateCommands(vm: Command): void {
     )
     .option('--device <address>', "of the VM's device in the network of the destination")
     .option('--dry-run', 'only say what does not fit, or what it would cost')
+    .option('--explain', 'the same: which engine would carry it and why, and what it would cost')
     .action(withSession(migrate));
 
   addCommand(
@@ -131,7 +133,7 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
     ...(device ? { device } : {}),
     ...(Object.keys(limits).length > 0 ? { limits } : {}),
   };
-  if (options.dryRun) {
+  if (options.dryRun || options.explain) {
     const plan = await viper.planMigration({ params: { vm: name }, body, signal });
     return showPlan(session, name, to, plan);
   }

@@ -23,6 +23,17 @@ export const snapshotRoutes = {
     reply: schema.Operation,
     errors: ['not_found', 'name_taken', 'unsupported', 'insufficient_space', 'too_many'],
   },
+  pushSnapshot: {
+    summary:
+      'Copy a golden snapshot to a peer, its image first if need be; what it has of a VM then need not travel',
+    tag: 'snapshots',
+    access: 'operate',
+    params: snapshot,
+    body: schema.PushSnapshot,
+    status: 202,
+    reply: schema.Operation,
+    errors: ['not_found', 'too_many'],
+  },
   getSnapshot: {
     summary: 'One golden snapshot, by id or name',
     tag: 'snapshots',

@@ -58,7 +58,7 @@ export const MigrateVm = Body(
     engine: Type.Optional(
       OneOf(
         [...migrationEngines, 'auto'],
-        '`direct` if missing; `auto`: condensed, unless the link is too fast for it. `relayed`: the source is free ' +
+        '`auto` if missing: condensed, unless the link is too fast for it; the plan says why. `relayed`: the source is free ' +
           'when other cloudlets hold what the destination has not taken yet.',
       ),
     ),
@@ -137,6 +137,11 @@ export const CheckMigration = Exact({
 export const MigrationCheck = Exact({
   problems: Type.Array(Problem),
   hasImage: Type.Boolean({ description: 'Else the source sends the base image first.' }),
+  sets: Type.Optional(
+    Type.Array(Type.String(), {
+      description: 'What is there of the VM that need not travel; see src/pages.',
+    }),
+  ),
 });
 const Ticket = Exact({ secret: Type.String({ maxLength: 200 }), expiresAt: Time });
 const MigrationCost = Exact({

@@ -1,6 +1,8 @@
 /** Golden snapshots. */
 import { Type } from 'typebox';
+import { digestPattern } from '../../model/ids.ts';
 import { Body, Bytes, Exact, Name, Page, Reference, Time, Uuid } from './basics.ts';
+import { ImageIndex } from './images.ts';
 import { Hardware, VmSpec } from './vms.ts';
 
 export const CreateSnapshot = Body(
@@ -15,7 +17,11 @@ export const CreateSnapshot = Body(
     ),
   },
 );
-export const Snapshot = Exact({
+export const PushSnapshot = Body(
+  { to: 'south' },
+  { to: Type.String({ minLength: 1, maxLength: 128, description: 'Id or name of the peer.' }) },
+);
+const record = {
   id: Uuid,
   name: Name,
   spec: VmSpec,
@@ -23,5 +29,14 @@ export const Snapshot = Exact({
   memoryFileBytes: Bytes,
   diskFileBytes: Bytes,
   bootMs: Type.Number({ description: 'Power-on to a guest agent that answered, when it was made.' }),
-});
+  digest: Type.Optional(
+    Type.String({
+      pattern: digestPattern,
+      description: 'Of its memory and disk, the same at each cloudlet.',
+    }),
+  ),
+};
+/** As cloudlets give it to each other. */
+export const SnapshotRecord = Exact(record);
+export const Snapshot = Exact({ ...record, index: ImageIndex });
 export const SnapshotPage = Page(Snapshot);

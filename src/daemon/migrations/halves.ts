@@ -29,6 +29,7 @@ const questionMs = 2000;
 export interface HalvesOptions extends HalfParts {
   store: Store;
   isDraining: () => boolean;
+  takeSnapshot: (session: Session) => Promise<void>;
 }
 
 export class Halves {
@@ -74,7 +75,8 @@ export class Halves {
     // The question was on its way for a part of the difference.
     const clock = { offsetMs: Date.now() - Date.parse(body.sentAt), uncertaintyMs: questionMs };
     const { problems, imageToSend } = await this.#fit(body.vm, body.options, body.qemuVersion, clock);
-    return { problems, hasImage: !imageToSend };
+    const sets = await this.#options.references.setsFor({ id: body.vm.id, image: body.vm.image.digest });
+    return { problems, hasImage: !imageToSend, sets };
   }
 
   /** Without the source's word its QEMU and its clock count as ours. */
@@ -153,10 +155,14 @@ export class Halves {
 
   /** Takes a session of the link: bytes of a migration by its ticket, or a base image. */
   acceptSession({ purpose, hello, cloudletId }: SessionRequest): AcceptedSession {
-    const { images, log } = this.#options;
+    const { images, log, takeSnapshot } = this.#options;
     if (purpose === linkPurposes.image) {
       const onFailure = (error: unknown) => log.warn({ err: error, cloudletId }, 'an image was not taken');
       return { onSession: (session) => void takeImage(session, images).catch(onFailure) };
+    }
+    if (purpose === linkPurposes.snapshot) {
+      const onFailure = (error: unknown) => log.warn({ err: error, cloudletId }, 'a snapshot was not taken');
+      return { onSession: (session) => void takeSnapshot(session).catch(onFailure) };
     }
     const id = String(hello.migrationId);
     const migration = this.incoming.get(id);

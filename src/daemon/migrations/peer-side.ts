@@ -29,6 +29,7 @@ export const linkPurposes = {
   memory: 'viper-memory/1',
   image: 'viper-image/1',
   relay: 'viper-relay/1',
+  snapshot: 'viper-snapshot/1',
 } as const;
 
 export class PeerSide {
@@ -59,8 +60,9 @@ export class PeerSide {
       method: 'POST',
       json: body,
     });
-    const { problems, hasImage } = (answer ?? {}) as Partial<Static<typeof schemas.MigrationCheck>>;
-    if (Array.isArray(problems) && typeof hasImage === 'boolean') return { problems, hasImage };
+    const { problems, hasImage, sets } = (answer ?? {}) as Partial<Static<typeof schemas.MigrationCheck>>;
+    if (Array.isArray(problems) && typeof hasImage === 'boolean')
+      return { problems, hasImage, ...(Array.isArray(sets) ? { sets } : {}) };
     throw new AppError('peer_unreachable', `${peer.url} did not say whether the VM fits`, { url: peer.url });
   }
 

@@ -7,6 +7,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
+import type { Session } from '../../link/index.ts';
 import { chooseEngine, type EngineChoice } from '../../migration/engine-policy.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
@@ -53,6 +54,8 @@ export interface MigrationServiceOptions {
   fleet: Fleet;
   linkLimits: LinkLimits;
   isDraining: () => boolean;
+  /** A peer sends a golden snapshot. */
+  takeSnapshot: (session: Session) => Promise<void>;
   companion: MigrationCompanion;
   paths: Paths;
   log: FastifyBaseLogger;
@@ -182,14 +185,27 @@ export class MigrationService {
     const { qemu } = await runner.facts();
     const ask = async (storage: MigrationOptions['storage']) => {
       const vm = await this.#vmToMove(managed, storage);
+      // For the checks it makes no difference which one it will be.
+      const asPlanned = optionsOf(request, storage, 'direct');
+      const sentAt = new Date().toISOString();
+      const asked = performance.now();
+      const question = { vm, options: asPlanned, qemuVersion: qemu.version, sentAt };
+      const answer = await this.#peers.check(peer, id, question);
+      const rttMs = Math.round(performance.now() - asked);
+      const { cloudletBps } = this.#peers.limits;
+      const limits = [request.limits?.bandwidthBps, cloudletBps].filter((each) => typeof each === 'number');
       const latest = this.#journal.latest();
+      const ofSets = vmOfSets(vm, asPlanned, (each) => runner.diskOf(each));
       let choice = chooseEngine({
-        wanted: request.engine ?? 'direct',
-        channels: request.channels ?? 0,
+        wanted: request.engine ?? 'auto',
+        mode: asPlanned.mode,
+        channels: asPlanned.channels,
         linkBps: linkBpsOf(latest, peer.id),
-        limitBps: request.limits?.bandwidthBps,
+        limitBps: limits.length > 0 ? Math.min(...limits) : undefined,
+        qemuVersion: qemu.version,
+        sets: await this.#options.references.inCommon(ofSets, answer.sets ?? []),
         // Post-copy, and memory at others: only for those who leave both to us.
-        ...(request.mode === undefined && { uplinkBps: uplinkBpsOf(latest) }),
+        ...(request.engine === 'auto' && request.mode === undefined && { uplinkBps: uplinkBpsOf(latest) }),
       });
       const found =
         choice.engine === 'relayed'
@@ -202,15 +218,11 @@ export class MigrationService {
       // One that nobody asked for is done without.
       if (found && found.problems.length > 0 && request.engine === 'auto') choice = withoutRelays(choice);
       const isRelayed = choice.engine === 'relayed' && found;
-      const ofRelays = isRelayed ? found.problems : [];
       const options = {
         ...optionsOf(request, storage, choice.engine),
         ...(isRelayed ? { relayed: found.relayed } : {}),
       };
-      const sentAt = new Date().toISOString();
-      const asked = performance.now();
-      const answer = await this.#peers.check(peer, id, { vm, options, qemuVersion: qemu.version, sentAt });
-      const rttMs = Math.round(performance.now() - asked);
+      const ofRelays = isRelayed ? found.problems : [];
       const problems = [...answer.problems, ...this.#problemsHere(vm, answer.hasImage), ...ofRelays];
       return { id, managed, peer, vm, options, choice, rttMs, hasImage: answer.hasImage, problems };
     };

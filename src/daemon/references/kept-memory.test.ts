@@ -10,6 +10,7 @@ import { blockBytes, digestBlocks, digestBytes, noBlock } from '../../pages/inde
 import { ImageIndexes } from './image-indexes.ts';
 import { KeptMemory } from './kept-memory.ts';
 import { ReferenceSets } from './reference-sets.ts';
+import { SnapshotIndexes } from './snapshot-indexes.ts';
 
 const { signal } = new AbortController();
 const image = `sha256:${'0'.repeat(64)}`;
@@ -122,8 +123,10 @@ test('what a daemon that died was writing is taken away', async () => {
 
 test("no VM may name another VM's memory, nor an image that is not its own", async () => {
   const kept = await newStore();
-  const images = new ImageIndexes({ root: path.join(work, 'images'), log: pino({ level: 'silent' }) });
-  const sets = new ReferenceSets({ images, kept });
+  const log = pino({ level: 'silent' });
+  const images = new ImageIndexes({ root: path.join(work, 'images'), log });
+  const snapshots = new SnapshotIndexes({ directory: (id) => path.join(work, id), log });
+  const sets = new ReferenceSets({ images, snapshots, kept });
   const [mine, other] = [newId(), newId()];
   const memory = newMemory();
   const name = await keep(kept, mine, memory);

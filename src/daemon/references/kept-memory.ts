@@ -88,6 +88,11 @@ export class KeptMemory {
     return (await readIndexHeader(`${this.#pages(vmId)}.index`).catch(() => undefined))?.name;
   }
 
+  /** The set that another cloudlet keeps for the VM, as far as is known here. */
+  async remembered(vmId: Uuid): Promise<SetName | undefined> {
+    return (await readIndexHeader(this.#elsewhere(vmId)).catch(() => undefined))?.name;
+  }
+
   /** The destination's half: undefined when this very set is not here. */
   async openBlocks(vmId: Uuid, name: SetName): Promise<BlockReader | undefined> {
     if ((await this.setFor(vmId)) !== name) return undefined;

@@ -1,11 +1,13 @@
 /**
- * The reference sets that this cloudlet can use in the migration of a VM, and who may use which: the base image is
- * everybody's who has a VM on it, what stayed behind is that VM's alone. Names that a peer sends are judged here.
+ * The reference sets that this cloudlet can use in the migration of a VM, and who may use which: the base image and its
+ * golden snapshots are everybody's who has a VM on it, what stayed behind is that VM's alone. Names that a peer sends are
+ * judged here.
  */
 import type { ImageDigest, Uuid } from '../../model/ids.ts';
 import type { BlockReader, SetIndex, SetName } from '../../pages/index.ts';
 import { type ImageIndexes, imageSetName } from './image-indexes.ts';
 import type { KeptMemory } from './kept-memory.ts';
+import type { SnapshotIndexes } from './snapshot-indexes.ts';
 
 export interface VmOfSets {
   id: Uuid;
@@ -14,9 +16,11 @@ export interface VmOfSets {
 
 export class ReferenceSets {
   readonly #images: ImageIndexes;
+  readonly #snapshots: SnapshotIndexes;
   readonly #kept: KeptMemory;
 
-  constructor(options: { images: ImageIndexes; kept: KeptMemory }) {
+  constructor(options: { images: ImageIndexes; snapshots: SnapshotIndexes; kept: KeptMemory }) {
+    this.#snapshots = options.snapshots;
     this.#images = options.images;
     this.#kept = options.kept;
   }
@@ -30,20 +34,28 @@ export class ReferenceSets {
   async setsFor(vm: VmOfSets): Promise<SetName[]> {
     const names: SetName[] = [];
     if (this.#images.view(vm.image).state === 'ready') names.push(imageSetName(vm.image));
+    names.push(...this.#snapshots.setsFor(vm.image));
     const stayed = await this.#kept.setFor(vm.id);
     if (stayed !== undefined) names.push(stayed);
     return names;
   }
 
+  /** Those of the offered sets that are of use in a migration from here. */
+  async inCommon(vm: VmOfSets, offered: readonly SetName[]): Promise<SetName[]> {
+    const elsewhere = await this.#kept.remembered(vm.id);
+    const known = new Set([...(await this.setsFor(vm)), ...(elsewhere === undefined ? [] : [elsewhere])]);
+    return offered.filter((name) => known.has(name));
+  }
+
   /** The destination's half of a set, by number to block. Undefined: not here, not sound, or not this VM's. */
   async openBlocks(vm: VmOfSets, name: SetName): Promise<BlockReader | undefined> {
     if (name === imageSetName(vm.image)) return this.#images.openBlocks(vm.image);
-    return this.#kept.openBlocks(vm.id, name);
+    return (await this.#snapshots.openBlocks(vm.image, name)) ?? this.#kept.openBlocks(vm.id, name);
   }
 
   /** The source's half of a set that the destination offers, by content to number. Undefined as above. */
   async openIndex(vm: VmOfSets, name: SetName): Promise<SetIndex | undefined> {
     if (name === imageSetName(vm.image)) return this.#images.openIndex(vm.image);
-    return this.#kept.openIndex(vm.id, name);
+    return (await this.#snapshots.openIndex(vm.image, name)) ?? this.#kept.openIndex(vm.id, name);
   }
 }

@@ -14,6 +14,8 @@ export class SnapshotRepository {
   readonly #byName: Statement<Row>;
   readonly #page: Statement<Row>;
   readonly #insert: Statement<never>;
+  readonly #update: Statement<never>;
+  readonly #all: Statement<Row>;
   readonly #delete: Statement<never>;
 
   constructor(database: Database) {
@@ -25,6 +27,8 @@ export class SnapshotRepository {
     this.#insert = database.prepare(
       'INSERT INTO snapshots (id, name, created_at, image, record) VALUES (?, ?, ?, ?, ?)',
     );
+    this.#update = database.prepare('UPDATE snapshots SET record = ? WHERE id = ?');
+    this.#all = database.prepare('SELECT record FROM snapshots ORDER BY created_at, id');
     this.#delete = database.prepare('DELETE FROM snapshots WHERE id = ?');
   }
 
@@ -69,6 +73,16 @@ export class SnapshotRepository {
         name,
       });
     }
+  }
+
+  /** Oldest first. */
+  all(): SnapshotRecord[] {
+    return this.#all.all().map(parse);
+  }
+
+  /** What it is called and stands on stays. */
+  update(snapshot: SnapshotRecord): void {
+    this.#update.run(JSON.stringify(snapshot), snapshot.id);
   }
 
   /** False if there was none. */

@@ -1,6 +1,6 @@
 import type { Readable } from 'node:stream';
 import { AppError } from '../../../model/errors.ts';
-import type { ImageRecord } from '../../../model/vm.ts';
+import type { ImageRecord, SnapshotRecord } from '../../../model/vm.ts';
 import type { Cloudlet } from '../../cloudlet.ts';
 import type { Handlers } from '../server.ts';
 
@@ -13,6 +13,7 @@ type Names =
   | 'removeImageAlias'
   | 'listSnapshots'
   | 'createSnapshot'
+  | 'pushSnapshot'
   | 'getSnapshot'
   | 'deleteSnapshot';
 
@@ -28,6 +29,11 @@ function announcedBytes(length: string | undefined): number | undefined {
 const withIndex = (cloudlet: Cloudlet, image: ImageRecord) => ({
   ...image,
   index: cloudlet.indexes.view(image.digest),
+});
+
+const withOwnIndex = (cloudlet: Cloudlet, snapshot: SnapshotRecord) => ({
+  ...snapshot,
+  index: cloudlet.snapshotIndexes.view(snapshot.id),
 });
 
 /** Images and golden snapshots. */
@@ -62,9 +68,13 @@ export const imageHandlers = (cloudlet: Cloudlet): Handlers<Names> => ({
     return undefined;
   },
 
-  listSnapshots: ({ query }) => cloudlet.snapshots.list(query),
+  listSnapshots: ({ query }) => {
+    const page = cloudlet.snapshots.list(query);
+    return { ...page, items: page.items.map((snapshot) => withOwnIndex(cloudlet, snapshot)) };
+  },
+  pushSnapshot: ({ params, body }) => cloudlet.snapshotTransfer.push(params.snapshot, body.to),
   createSnapshot: ({ body }) => cloudlet.snapshots.create(body),
-  getSnapshot: ({ params }) => cloudlet.snapshots.get(params.snapshot),
+  getSnapshot: ({ params }) => withOwnIndex(cloudlet, cloudlet.snapshots.get(params.snapshot)),
   deleteSnapshot: async ({ params }) => {
     await cloudlet.snapshots.remove(params.snapshot);
     return undefined;
