@@ -149,6 +149,7 @@ export class Cloudlet implements AsyncDisposable {
       images: this.indexes,
       snapshots: this.snapshotIndexes,
       kept: this.#kept,
+      directory: (id) => paths.vm(id),
     });
     this.images = new ImageService({ store, events: this.events, paths, config, indexes: this.indexes });
     this.networks = new Networks({

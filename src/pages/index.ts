@@ -1,4 +1,5 @@
 export { blockBytes, digestBlocks, digestBytes, digestOf, isZeroBlock, noBlock } from './blocks.ts';
+export { type BoundedReader, boundedReader, inTime } from './bounded-reader.ts';
 export {
   type BuildFromDigestsOptions,
   type BuildOptions,

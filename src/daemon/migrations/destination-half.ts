@@ -4,6 +4,7 @@ import { setImmediate } from 'node:timers/promises';
 import { DestinationMigration } from '../../migration/destination.ts';
 import { isDestinationOver } from '../../migration/destination-machine.ts';
 import type { Merged, Problem } from '../../migration/protocol.ts';
+import { vmOfSets } from '../references/reference-sets.ts';
 import type { Managed } from '../vms/registry.ts';
 import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing } from './doubt.ts';
@@ -32,7 +33,7 @@ export function makeDestination(
 ): DestinationMigration {
   const { id, vm, options, peer } = record;
   const { journal, peers, registry, vms, runner, images, networks, paths, references } = parts;
-  const vmOfSets = { id: vm.id, image: vm.image.digest };
+  const ofSets = vmOfSets(vm, options, (each) => runner.diskOf(each));
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => {
     const explain = migration.state.name === 'arrived' ? pagesAreMissing : doubtAtDestination;
@@ -117,8 +118,8 @@ export function makeDestination(
         return arriving ? [] : problems;
       },
       make,
-      sets: () => references.setsFor(vmOfSets),
-      openReader: (name) => references.openBlocks(vmOfSets, name),
+      sets: () => references.setsFor(ofSets),
+      openReader: (name) => references.openBlocks(ofSets, name),
       remember: (digests) => {
         references.kept.remember(vm.id, digests, AbortSignal.timeout(rememberTimeoutMs)).catch((error) => {
           // The way back will cost more, and that is all.

@@ -14,6 +14,7 @@ import { AppError, asAppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { MigrationOptions, MigrationProgress, VmToMove } from '../../model/migration.ts';
 import type { Principal } from '../credentials.ts';
+import { vmOfSets } from '../references/reference-sets.ts';
 import type { Store } from '../store/index.ts';
 import type { Managed } from '../vms/registry.ts';
 import { makeDestination } from './destination-half.ts';
@@ -75,7 +76,8 @@ export class Halves {
     // The question was on its way for a part of the difference.
     const clock = { offsetMs: Date.now() - Date.parse(body.sentAt), uncertaintyMs: questionMs };
     const { problems, imageToSend } = await this.#fit(body.vm, body.options, body.qemuVersion, clock);
-    const sets = await this.#options.references.setsFor({ id: body.vm.id, image: body.vm.image.digest });
+    const { references, runner } = this.#options;
+    const sets = await references.setsFor(vmOfSets(body.vm, body.options, (vm) => runner.diskOf(vm)));
     return { problems, hasImage: !imageToSend, sets };
   }
 

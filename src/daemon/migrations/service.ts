@@ -25,7 +25,7 @@ import type { ImageService } from '../images.ts';
 import type { Networks } from '../networks/service.ts';
 import type { OperationContext, Operations } from '../operations.ts';
 import type { Paths } from '../paths.ts';
-import type { ReferenceSets } from '../references/reference-sets.ts';
+import { type ReferenceSets, vmOfSets } from '../references/reference-sets.ts';
 import type { Page, PageRequest, Store } from '../store/index.ts';
 import type { Managed, VmRegistry } from '../vms/registry.ts';
 import type { Runner } from '../vms/runner.ts';

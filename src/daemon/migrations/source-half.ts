@@ -5,6 +5,7 @@ import { SourceMigration } from '../../migration/source.ts';
 import { isSourceOver, type SourceState } from '../../migration/source-machine.ts';
 import type { MigrationProgress, MigrationResult } from '../../model/migration.ts';
 import { keepMemory } from '../references/keep.ts';
+import { vmOfSets } from '../references/reference-sets.ts';
 import type { Managed } from '../vms/registry.ts';
 import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtSource, isSourceInDoubt } from './doubt.ts';
@@ -32,7 +33,7 @@ export function makeSource(
 ): SourceMigration {
   const { id, vm, options, peer } = record;
   const { journal, peers, vms, runner, networks, paths, references } = parts;
-  const vmOfSets = { id: vm.id, image: vm.image.digest };
+  const ofSets = vmOfSets(vm, options, (each) => runner.diskOf(each));
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name)));
   let since = performance.now();
@@ -90,7 +91,7 @@ export function makeSource(
         link.add(session);
         return session;
       },
-      openIndex: (name) => references.openIndex(vmOfSets, name),
+      openIndex: (name) => references.openIndex(ofSets, name),
       keepMemory: references.kept.isOn ? (ram) => keepMemory(references.kept, vm.id, ram) : undefined,
       discard: async () => {
         // The destination has a disk of its own now; one that both open stays, for it is the VM's.

@@ -126,7 +126,7 @@ test("no VM may name another VM's memory, nor an image that is not its own", asy
   const log = pino({ level: 'silent' });
   const images = new ImageIndexes({ root: path.join(work, 'images'), log });
   const snapshots = new SnapshotIndexes({ directory: (id) => path.join(work, id), log });
-  const sets = new ReferenceSets({ images, snapshots, kept });
+  const sets = new ReferenceSets({ images, snapshots, kept, directory: (id) => path.join(work, id) });
   const [mine, other] = [newId(), newId()];
   const memory = newMemory();
   const name = await keep(kept, mine, memory);

@@ -57,6 +57,7 @@ export class Condenser {
   /** Of pages that were looked for, the share that was found. */
   #foundShare = 1;
   #blindInRow = 0;
+  readonly #dropped = new Set<number>();
   /** The guest runs at the destination: what its memory holds is its own business. */
   #isPostcopy = false;
 
@@ -68,6 +69,11 @@ export class Condenser {
     this.#deltas = new DeltaCache(tracked);
     this.#everSent = new PageSet(options.pages);
     this.#compressor = new Compressor(options.compression);
+  }
+
+  /** The destination has lost these sets: nothing refers to them any more. */
+  drop(sets: Iterable<number>): void {
+    for (const set of sets) this.#dropped.add(set);
   }
 
   enterPostcopy(): void {
@@ -145,7 +151,8 @@ export class Condenser {
     const startedAt = performance.now();
     const found: Uint32Array[] = [];
     if (digests && !plain && batch.dataPages > 0)
-      for (const set of sets) found.push(await lookup(set, digests));
+      for (const [number, set] of sets.entries())
+        found.push(this.#dropped.has(number) ? nothing(digests) : await lookup(set, digests));
     const foundAt = performance.now();
     const words = new Uint32Array(content.buffer, content.byteOffset, content.length / 4);
     const mayRead = destinationReads && !plain && !this.#isPostcopy;
@@ -219,13 +226,15 @@ export class Condenser {
   }
 }
 
+const nothing = (digests: Buffer): Uint32Array => new Uint32Array(digests.length / digestBytes).fill(noBlock);
+
 /** A set whose index fails is one that has nothing. */
 async function lookup(set: SetIndex, digests: Buffer): Promise<Uint32Array> {
   try {
     return await set.lookup(digests);
   } catch (error) {
     if (!(error instanceof AppError)) throw error;
-    return new Uint32Array(digests.length / digestBytes).fill(noBlock);
+    return nothing(digests);
   }
 }
 

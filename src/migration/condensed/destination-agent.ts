@@ -18,7 +18,13 @@ import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
 import type { Uuid } from '../../model/ids.ts';
 import type { MergeStatistics } from '../../model/migration.ts';
-import { type BlockReader, digestBlocks, digestBytes, type SetName } from '../../pages/index.ts';
+import {
+  type BlockReader,
+  type BoundedReader,
+  digestBlocks,
+  digestBytes,
+  type SetName,
+} from '../../pages/index.ts';
 import {
   AnswerParser,
   askReceivedBitmap,
@@ -44,7 +50,7 @@ import type { GuestRam } from './guest-memory.ts';
 import { type Hello, type Layout, parseHello, parseLayout } from './handshake.ts';
 import { PageFeed } from './page-feed.ts';
 import { PageSet } from './page-set.ts';
-import { isSqueezed, lostSet, type PageRun, Rebuilder, type Unpacked, unpack } from './rebuilder.ts';
+import { isSqueezed, openSet, type PageRun, Rebuilder, type Unpacked, unpack } from './rebuilder.ts';
 
 const compress = promisify(zstdCompress);
 const decompress = promisify(zstdDecompress);
@@ -66,6 +72,8 @@ export interface DestinationAgentOptions {
   sets: readonly SetName[];
   /** They are the agent's to dispose of. `undefined` for one that is not sound any more. */
   openReader: (name: SetName) => Promise<BlockReader | undefined>;
+  /** For its storage to answer; a few seconds if missing. */
+  setTimeoutMs?: number;
   /**
    * The source keeps the memory of the VM: these are the digests of its pages (32 bytes each, zeroes for pages of
    * zeroes), by the numbers that both ends have for them. Called when all of it is here.
@@ -90,7 +98,7 @@ export interface Merging {
 
 export class DestinationAgent {
   readonly #options: DestinationAgentOptions;
-  readonly #readers: BlockReader[] = [];
+  readonly #readers: BoundedReader[] = [];
   #hello: Hello | undefined;
   #opening: Buffer | undefined;
   #table: BlockTable | undefined;
@@ -206,11 +214,11 @@ export class DestinationAgent {
   #isPlain = false;
 
   async #open(hello: Hello): Promise<void> {
-    const { sets, openReader } = this.#options;
+    const { sets, openReader, setTimeoutMs } = this.#options;
     this.#hello = hello;
     for (const name of hello.sets) {
       if (!sets.includes(name)) throw agentError(`a set that was not offered: ${name}`);
-      this.#readers.push((await openReader(name)) ?? lostSet);
+      this.#readers.push(await openSet(name, openReader, setTimeoutMs));
     }
   }
 
@@ -267,7 +275,8 @@ export class DestinationAgent {
   }
 
   async #take(batch: Unpacked): Promise<void> {
-    const { runs, missed } = await this.#rebuilder!.rebuild(batch);
+    const { runs, missed, lost } = await this.#rebuilder!.rebuild(batch);
+    if (lost.length > 0) this.#options.link.write(encodeFrame(frame.lost, Buffer.from(lost)));
     this.#note(runs);
     if (this.#state === 'filling') {
       for (const { page, count } of runs)

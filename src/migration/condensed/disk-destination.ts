@@ -4,11 +4,18 @@
  */
 import type { Duplex } from 'node:stream';
 import type { NbdClient } from '../../nbd/index.ts';
-import { type BlockReader, blockBytes, runsOf, type SetName } from '../../pages/index.ts';
+import {
+  type BlockReader,
+  type BoundedReader,
+  blockBytes,
+  boundedReader,
+  runsOf,
+  type SetName,
+} from '../../pages/index.ts';
 import { encodeNumbers, parseDiskHello, parseNumbers, parseRagged, parseZeroes } from './disk-frames.ts';
 import { framesOf } from './frame-stream.ts';
-import { agentError, encodeJson, frame, protocolVersion } from './frames.ts';
-import { lostSet, type PageRun, Rebuilder, unpack } from './rebuilder.ts';
+import { agentError, encodeFrame, encodeJson, frame, protocolVersion } from './frames.ts';
+import { openSet, type PageRun, Rebuilder, unpack } from './rebuilder.ts';
 
 export interface DiskDestinationOptions {
   /** The export; it stays the caller's. */
@@ -19,6 +26,9 @@ export interface DiskDestinationOptions {
   /** They are the agent's to dispose of. */
   openReader: (name: SetName) => Promise<BlockReader | undefined>;
 }
+
+/** The disk itself is late only with a host that is; then everything is. */
+const ownDiskTimeoutMs = 60_000;
 
 /** Resolves when the source has ended its side. Whatever breaks it, the link is destroyed. */
 export async function takeDisk(options: DiskDestinationOptions): Promise<void> {
@@ -34,8 +44,9 @@ export async function takeDisk(options: DiskDestinationOptions): Promise<void> {
         rebuilder = await begin(options, parseDiskHello(body).sets, readers);
       else if (!rebuilder) throw agentError(`a frame of type ${type} before its hello`);
       else if (type === frame.batch) {
-        const { runs, missed } = await rebuilder.rebuild(await unpack(body));
+        const { runs, missed, lost } = await rebuilder.rebuild(await unpack(body));
         await Promise.all(runs.map((run) => write(disk, run)));
+        if (lost.length > 0) link.write(encodeFrame(frame.lost, Buffer.from(lost)));
         link.write(encodeNumbers(frame.diskTaken, [batches, ...missed]));
         batches = (batches + 1) % 2 ** 32;
       } else if (type === frame.diskBytes) {
@@ -62,13 +73,17 @@ async function begin(
   chosen: readonly SetName[],
   readers: AsyncDisposableStack,
 ): Promise<Rebuilder> {
-  const opened: BlockReader[] = [];
+  const opened: BoundedReader[] = [];
   for (const name of chosen) {
     if (!sets.includes(name)) throw agentError(`a set that was not offered: ${name}`);
-    opened.push(readers.use((await openReader(name)) ?? lostSet));
+    opened.push(readers.use(await openSet(name, openReader)));
   }
   const pages = Math.floor(disk.sizeBytes / blockBytes);
-  return new Rebuilder({ pages, sets: [...opened, diskReader(disk)], memory: undefined });
+  return new Rebuilder({
+    pages,
+    sets: [...opened, boundedReader(diskReader(disk), ownDiskTimeoutMs)],
+    memory: undefined,
+  });
 }
 
 /** What was mirrored so far, for this disk's own batches and for memory's. */

@@ -298,7 +298,8 @@ export class DiskSource implements Backend {
         const [number] = parseNumbers(body);
         this.#flushes.get(number)?.();
         this.#flushes.delete(number);
-      } else throw agentError(`a frame of type ${type} out of place`);
+      } else if (type === frame.lost) this.#condenser?.drop(body);
+      else throw agentError(`a frame of type ${type} out of place`);
     }
     throw agentError('its end while QEMU still mirrors');
   }

@@ -28,6 +28,7 @@ export const frame = {
   diskOffer: 67,
   diskTaken: 68,
   diskFlushed: 69,
+  lost: 70,
 } as const;
 const known = new Set<number>(Object.values(frame));
 

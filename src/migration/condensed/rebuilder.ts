@@ -7,7 +7,15 @@
  */
 import { AppError } from '../../model/errors.ts';
 import { MiB } from '../../model/units.ts';
-import { type BlockReader, digestBytes, digestOf } from '../../pages/index.ts';
+import {
+  type BlockReader,
+  type BoundedReader,
+  boundedReader,
+  digestBytes,
+  digestOf,
+  inTime,
+  type SetName,
+} from '../../pages/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { type ReadRun, readBatch } from './batch.ts';
 import { unsqueeze } from './compression.ts';
@@ -16,6 +24,10 @@ import { agentError, batchPages } from './frames.ts';
 /** More than what fits between us and QEMU: our buffers for it are 1 MiB, the kernel's half of that. */
 const recentPages = (8 * MiB) / pageBytes;
 const mostBodyBytes = batchPages * pageBytes + MiB;
+/** A set whose storage takes longer for a batch costs more than it saves. */
+const readTimeoutMs = 3000;
+/** Batches that may come out wrong; a set that is involved in so many is not what the source takes it for. */
+const mostWrong = 3;
 const headBytes = 5 + 2 * digestBytes;
 
 /** Reads pages as QEMU has them now. */
@@ -34,6 +46,8 @@ export interface Rebuilt {
   runs: PageRun[];
   /** Pages that could not be made: the source must send them whole. */
   missed: number[];
+  /** Numbers of sets that are of no use any more, told once. */
+  lost: number[];
 }
 
 /** A batch that is sound, no more compressed. */
@@ -59,16 +73,25 @@ export async function unpack(body: Buffer): Promise<Unpacked> {
 /** Then it takes a while to unpack, and nothing of it is kept. */
 export const isSqueezed = (body: Buffer): boolean => body[0] === 1;
 
-/** In the place of a set that was offered and is gone: what refers to it is asked for again. */
-export const lostSet: BlockReader = {
-  blockCount: 0,
-  read: () => Promise.reject(new AppError('image_corrupt', 'The reference set is not there any more')),
-  [Symbol.asyncDispose]: () => Promise.resolve(),
-};
+/**
+ * Opens a set that was offered, with a bound on all that it may take: what comes too late, or not at all, is as if the
+ * set were gone, and what refers to it is asked for again.
+ */
+export async function openSet(
+  name: SetName,
+  openReader: (name: SetName) => Promise<BlockReader | undefined>,
+  timeoutMs = readTimeoutMs,
+): Promise<BoundedReader> {
+  const reader = await inTime(openReader(name), timeoutMs).catch(() => undefined);
+  return boundedReader(reader, timeoutMs);
+}
 
 export class Rebuilder {
   readonly #pages: number;
-  readonly #sets: readonly BlockReader[];
+  readonly #sets: readonly BoundedReader[];
+  /** By set, how many batches with it came out wrong; and those that the source knows to be lost. */
+  readonly #wrong: number[] = [];
+  readonly #told = new Set<number>();
   readonly #memory: PageReader | undefined;
   /**
    * What is made, one batch behind the other, and again from the beginning when a batch does not fit any more: at
@@ -80,7 +103,7 @@ export class Rebuilder {
   /** How many places were given so far. */
   #places = 0;
 
-  constructor(options: { pages: number; sets: readonly BlockReader[]; memory: PageReader | undefined }) {
+  constructor(options: { pages: number; sets: readonly BoundedReader[]; memory: PageReader | undefined }) {
     this.#pages = options.pages;
     this.#sets = options.sets;
     this.#memory = options.memory;
@@ -129,12 +152,25 @@ export class Rebuilder {
     }
     const made = ring.subarray(0, references * pageBytes);
     if (references === 0 || (isWhole && digestOf(made).equals(madeDigest)))
-      return { runs: result, missed: [] };
+      return { runs: result, missed: [], lost: [] };
     const missed = runs
       .filter(isReference)
       .flatMap(({ page, count }) => Array.from({ length: count }, (_, index) => page + index));
     const bad = new Set(missed);
-    return { runs: result.filter(({ page, content }) => !content || !bad.has(page)), missed };
+    const lost = this.#blame(runs);
+    return { runs: result.filter(({ page, content }) => !content || !bad.has(page)), missed, lost };
+  }
+
+  /** The sets that a batch which came out wrong refers to: gives those that are found to be lost by it. */
+  #blame(runs: readonly ReadRun[]): number[] {
+    const used = new Set(runs.filter(({ kind }) => kind === 'set').map(({ set }) => set));
+    const lost = [...used].filter((set) => {
+      this.#wrong[set] = (this.#wrong[set] ?? 0) + 1;
+      return this.#sets[set]?.isLost || this.#wrong[set] >= mostWrong;
+    });
+    const fresh = lost.filter((set) => !this.#told.has(set));
+    for (const set of fresh) this.#told.add(set);
+    return fresh;
   }
 
   /** By run; `undefined` when a set does not give what it should have. */

@@ -341,6 +341,10 @@ export class SourceAgent {
 
   async #listen(frames: AsyncIterable<{ type: number; body: Buffer }>): Promise<void> {
     for await (const { type, body } of frames) {
+      if (type === frame.lost) {
+        this.#condenser?.drop(body);
+        continue;
+      }
       if (type !== frame.want || !this.#table) throw agentError(`a frame of type ${type}`);
       const plain = body[0] === 1;
       if (!plain) this.#wantedAt = performance.now();

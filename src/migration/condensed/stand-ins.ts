@@ -203,6 +203,7 @@ export class FakeQemu extends Duplex {
 /** One end of a link in memory: a write is done when the other end's reader has room. */
 class LinkEnd extends Duplex {
   peer!: LinkEnd;
+  harm: Harm | undefined;
   readonly #onBytes: (bytes: number) => void;
   #waiting: (() => void) | undefined;
 
@@ -226,7 +227,17 @@ class LinkEnd extends Duplex {
   override _write(bytes: Buffer, _encoding: BufferEncoding, done: () => void): void {
     this.#onBytes(bytes.length);
     // What is written is read later, so a buffer that is used again would show.
-    if (!this.destroyed) setImmediate(() => this.peer.arrive(bytes, done));
+    const arriving = this.#harmed(bytes);
+    if (!this.destroyed) setImmediate(() => this.peer.arrive(arriving, done));
+  }
+
+  #harmed(bytes: Buffer): Buffer {
+    if (!this.harm || bytes.length < this.harm.from) return bytes;
+    const { place, xor } = this.harm;
+    this.harm = undefined;
+    const copy = Buffer.from(bytes);
+    copy[place % copy.length]! ^= xor;
+    return copy;
   }
 
   override _final(done: () => void): void {
@@ -240,8 +251,16 @@ class LinkEnd extends Duplex {
   }
 }
 
+/** In the first write of at least `from` bytes, one byte arrives as another. */
+export interface Harm {
+  from: number;
+  /** Where, modulo the bytes of that write. */
+  place: number;
+  xor: number;
+}
+
 /** Two ends of a stream, which breaks after so many bytes, those of both directions counted together. */
-export function linkPair(cutAfterBytes = Number.POSITIVE_INFINITY): [Duplex, Duplex] {
+export function linkPair(cutAfterBytes = Number.POSITIVE_INFINITY, harm?: Harm): [Duplex, Duplex] {
   let left = cutAfterBytes;
   const onBytes = (bytes: number): void => {
     left -= bytes;
@@ -251,5 +270,6 @@ export function linkPair(cutAfterBytes = Number.POSITIVE_INFINITY): [Duplex, Dup
   const far: LinkEnd = new LinkEnd(onBytes);
   near.peer = far;
   far.peer = near;
+  near.harm = harm;
   return [near, far];
 }
