@@ -276,7 +276,7 @@ export class DestinationAgent {
 
   async #take(batch: Unpacked): Promise<void> {
     const { runs, missed, lost } = await this.#rebuilder!.rebuild(batch);
-    if (lost.length > 0) this.#options.link.write(encodeFrame(frame.lost, Buffer.from(lost)));
+    if (lost.length > 0) this.#options.link?.write(encodeFrame(frame.lost, Buffer.from(lost)));
     this.#note(runs);
     if (this.#state === 'filling') {
       for (const { page, count } of runs)
