@@ -4,10 +4,11 @@
  *
  * One session: the sender says what comes (u32 length, JSON), the taker answers `send`, `has` or `image` (it lacks the
  * base image, which goes first in a session of its own); then memory and disk follow as they are, and the taker ends its
- * side when their digest is the one that was announced. Both cloudlets call the snapshot by the same id.
+ * side when their digests are those that were announced. Both cloudlets call the snapshot by the same id.
  */
+import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { mkdir, open, rm } from 'node:fs/promises';
+import { mkdir, open, rm, stat } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
 import * as schemas from '../contract/schemas.ts';
 import type { Session } from '../link/index.ts';
@@ -26,9 +27,9 @@ import { imageHello, sendImage } from './migrations/image-transfer.ts';
 import type { PeerSide } from './migrations/peer-side.ts';
 import type { Operations } from './operations.ts';
 import type { Paths } from './paths.ts';
-import { digestOfFiles, type SnapshotService } from './snapshots.ts';
+import { digestOfFile, type SnapshotService } from './snapshots.ts';
 import type { Store } from './store/index.ts';
-import { type Captured, capturedIn, type Runner } from './vms/runner.ts';
+import { capturedIn, type Runner } from './vms/runner.ts';
 
 export interface SnapshotTransferOptions {
   store: Store;
@@ -43,6 +44,12 @@ export interface SnapshotTransferOptions {
 }
 
 type Answer = 'send' | 'has' | 'image';
+
+/** The first word of the sender. The disk's file is another one at each cloudlet: it names the image as it is called there. */
+interface Announcement {
+  snapshot: SnapshotRecord & { digest: string };
+  disk: { bytes: number; digest: string };
+}
 
 const chunkBytes = 1024 * 1024;
 const mostAnnouncementBytes = 256 * 1024;
@@ -65,11 +72,15 @@ export class SnapshotTransfer {
     try {
       return operations.run('snapshot.push', { snapshotId: id, name }, async ({ signal, progress }) => {
         using _ = kept;
-        const record = await snapshots.withDigest(id);
-        const sizeBytes = record.memoryFileBytes + record.diskFileBytes;
+        kept.defer(() => peers.limits.forget(id));
+        const snapshot = await snapshots.withDigest(id);
+        const { disk: file } = capturedIn(this.#options.paths.snapshot(id));
+        const disk = { bytes: (await stat(file)).size, digest: await digestOfFile(file) };
+        const sizeBytes = snapshot.memoryFileBytes + disk.bytes;
+        const announced = { snapshot, disk };
         const onBytes = (done: number) =>
           progress({ phase: 'snapshot', done, total: sizeBytes, unit: 'bytes' });
-        let answer = await this.#send(peer.id, record, { signal, onBytes });
+        let answer = await this.#send(peer.id, announced, { signal, onBytes });
         if (answer === 'image') {
           const image = images.get(spec.disk.image);
           const session = await peers.open(peer.id, 'image', imageHello(id, image), signal);
@@ -77,9 +88,8 @@ export class SnapshotTransfer {
             signal,
             onBytes: (done) => progress({ phase: 'image', done, total: image.fileBytes, unit: 'bytes' }),
           });
-          answer = await this.#send(peer.id, record, { signal, onBytes });
+          answer = await this.#send(peer.id, announced, { signal, onBytes });
         }
-        peers.limits.forget(id);
         if (answer === 'image') throw imageRefused(name, peer.name);
         return { snapshotId: id, cloudletId: peer.id, cloudlet: peer.name };
       });
@@ -91,20 +101,21 @@ export class SnapshotTransfer {
 
   async #send(
     peerId: Uuid,
-    record: SnapshotRecord,
+    announced: Announcement,
     { signal, onBytes }: { signal: AbortSignal; onBytes: (sentBytes: number) => void },
   ): Promise<Answer> {
     const { peers, paths } = this.#options;
-    const session = await peers.open(peerId, 'snapshot', { migrationId: record.id }, signal);
+    const session = await peers.open(peerId, 'snapshot', { migrationId: announced.snapshot.id }, signal);
     try {
-      session.write(framed(record));
+      session.write(framed(announced));
       const reader = new Reader(session);
       const answer = parseAnswer(await reader.json(mostAnnouncementBytes));
       if (answer !== 'send') {
         session.end();
+        await reader.end();
         return answer;
       }
-      const { memory, disk } = capturedIn(paths.snapshot(record.id));
+      const { memory, disk } = capturedIn(paths.snapshot(announced.snapshot.id));
       let sentBytes = 0;
       const files = async function* () {
         for (const file of [memory, disk])
@@ -129,10 +140,11 @@ export class SnapshotTransfer {
     session.on('error', () => {});
     try {
       const reader = new Reader(session);
-      const record = parseRecord(await reader.json(mostAnnouncementBytes));
-      const answer = this.#answerTo(record);
+      const announced = parseAnnouncement(await reader.json(mostAnnouncementBytes));
+      const answer = this.#answerTo(announced.snapshot);
       session.write(framed({ answer }));
-      if (answer === 'send') await this.#takeFiles(record, reader);
+      if (answer === 'send') await this.#takeFiles(announced, reader);
+      else await reader.end();
       session.end();
     } catch (error) {
       session.destroy(asAppError(error));
@@ -147,9 +159,9 @@ export class SnapshotTransfer {
     return store.images.get(spec.disk.image) ? 'send' : 'image';
   }
 
-  async #takeFiles(record: SnapshotRecord, reader: Reader): Promise<void> {
+  async #takeFiles({ snapshot, disk }: Announcement, reader: Reader): Promise<void> {
     const { store, events, images, snapshots, runner, paths, config } = this.#options;
-    const { id, name, spec, memoryFileBytes, diskFileBytes, digest } = record;
+    const { id, name, spec, memoryFileBytes } = snapshot;
     await runner.check(spec);
     const image = images.get(spec.disk.image);
     const directory = paths.snapshot(id);
@@ -160,9 +172,9 @@ export class SnapshotTransfer {
     await mkdir(directory, { recursive: true, mode: 0o700 });
     await using partial = new AsyncDisposableStack();
     partial.defer(() => rm(directory, { recursive: true, force: true }));
-    await requireSpace('Take snapshot', directory, memoryFileBytes + diskFileBytes, config.reserveBytes);
-    if ((await this.#write(files, record, reader)) !== digest)
-      throw new AppError('image_corrupt', `Take snapshot '${name}': its bytes are not those of ${digest}`);
+    await requireSpace('Take snapshot', directory, memoryFileBytes + disk.bytes, config.reserveBytes);
+    await write(files.memory, { bytes: memoryFileBytes, digest: snapshot.digest }, reader);
+    await write(files.disk, disk, reader);
     await reader.end();
     await rebaseDisk({
       file: files.disk,
@@ -170,6 +182,7 @@ export class SnapshotTransfer {
       imageFormat: image.format,
       signal: AbortSignal.timeout(60_000),
     });
+    const record = { ...snapshot, diskFileBytes: (await stat(files.disk)).size };
     store.transact(() => {
       store.snapshots.insert(record);
       events.append({ kind: 'snapshot.created', data: { snapshotId: id, name } });
@@ -177,24 +190,23 @@ export class SnapshotTransfer {
     partial.move();
     snapshots.added(record);
   }
+}
 
-  async #write(
-    files: Captured,
-    { memoryFileBytes, diskFileBytes }: SnapshotRecord,
-    reader: Reader,
-  ): Promise<string> {
-    return digestOfFiles(async (hash, which) => {
-      const [file, size] = which === 'memory' ? [files.memory, memoryFileBytes] : [files.disk, diskFileBytes];
-      await using handle = await open(file, 'wx', 0o600);
-      for (let left = size; left > 0; ) {
-        const bytes = await reader.some(left);
-        hash.update(bytes);
-        for (let at = 0; at < bytes.length; ) at += (await handle.write(bytes, at)).bytesWritten;
-        left -= bytes.length;
-      }
-      await handle.sync();
-    });
+/** Takes so many bytes into a new file. Throws `image_corrupt` when they are not those of the digest. */
+async function write(file: string, { bytes, digest }: Announcement['disk'], reader: Reader): Promise<void> {
+  const hash = createHash('sha256');
+  await using handle = await open(file, 'wx', 0o600);
+  for (let left = bytes; left > 0; ) {
+    const some = await reader.some(left);
+    hash.update(some);
+    for (let at = 0; at < some.length; ) at += (await handle.write(some, at)).bytesWritten;
+    left -= some.length;
   }
+  if (`sha256:${hash.digest('hex')}` !== digest)
+    throw new AppError('image_corrupt', `Take snapshot: ${file} is not what was announced, ${digest}`, {
+      file,
+    });
+  await handle.sync();
 }
 
 /** Reads what one side of the session says: JSON, bytes of files, its end. */
@@ -255,13 +267,12 @@ function parseAnswer(value: unknown): Answer {
   throw badAnnouncement('no answer');
 }
 
-const isRecord = compileFor('body', schemas.SnapshotRecord);
+const isAnnouncement = compileFor('body', schemas.SnapshotAnnouncement);
 
 /** Whether this host can run it is judged later, as of a VM that comes. */
-function parseRecord(value: unknown): SnapshotRecord {
-  if (!isRecord(value) || (value as SnapshotRecord).digest === undefined)
-    throw badAnnouncement('what is no snapshot');
-  return value as SnapshotRecord;
+function parseAnnouncement(value: unknown): Announcement {
+  if (!isAnnouncement(value)) throw badAnnouncement('what is no snapshot');
+  return value as Announcement;
 }
 
 const badAnnouncement = (found: string): AppError =>

@@ -2,7 +2,7 @@
  * Golden snapshots: an image is booted once in a VM that nobody sees, and its RAM and disk are kept at the moment
  * its guest agent answers and it has come to rest. VMs that start from there skip the boot.
  */
-import { createHash, type Hash } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
 import type { Static } from 'typebox';
@@ -117,7 +117,7 @@ export class SnapshotService {
   async withDigest(id: Uuid): Promise<SnapshotRecord & { digest: string }> {
     const { store, paths } = this.#options;
     const record = this.get(id);
-    const digest = record.digest ?? (await digestOfCaptured(paths.snapshot(id)));
+    const digest = record.digest ?? (await digestOfFile(capturedIn(paths.snapshot(id)).memory));
     if (!record.digest) store.snapshots.update({ ...record, digest });
     return { ...record, digest };
   }
@@ -163,7 +163,7 @@ export class SnapshotService {
       memoryFileBytes: (await stat(files.memory)).size,
       diskFileBytes: (await stat(files.disk)).size,
       bootMs: Math.round(bootMs),
-      digest: await digestOfCaptured(directory),
+      digest: await digestOfFile(files.memory),
     };
     store.transact(() => {
       store.snapshots.insert(record);
@@ -189,23 +189,9 @@ export class SnapshotService {
   }
 }
 
-/** Of memory and disk together: the digest of their digests. `read` feeds the bytes of each. */
-export async function digestOfFiles(
-  read: (hash: Hash, which: 'memory' | 'disk') => Promise<void>,
-): Promise<string> {
-  const whole = createHash('sha256');
-  for (const which of ['memory', 'disk'] as const) {
-    const hash = createHash('sha256');
-    await read(hash, which);
-    whole.update(hash.digest());
-  }
-  return `sha256:${whole.digest('hex')}`;
-}
-
-function digestOfCaptured(directory: string): Promise<string> {
-  const files = capturedIn(directory);
-  return digestOfFiles(async (hash, which) => {
-    for await (const chunk of createReadStream(files[which], { highWaterMark: 1024 * 1024 }))
-      hash.update(chunk);
-  });
+/** `sha256:HEX` of the file's bytes. */
+export async function digestOfFile(file: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const chunk of createReadStream(file, { highWaterMark: 1024 * 1024 })) hash.update(chunk);
+  return `sha256:${hash.digest('hex')}`;
 }

@@ -127,7 +127,7 @@ export interface SnapshotRecord {
   diskFileBytes: number;
   /** From power-on to a guest agent that answers, as measured when it was made. */
   bootMs: number;
-  /** Of its memory and disk; missing in records of older daemons. */
+  /** Of its memory's file; missing in records of older daemons. The disk's names the image as it is called here. */
   digest?: string;
 }
 

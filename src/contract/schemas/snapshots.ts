@@ -1,7 +1,7 @@
 /** Golden snapshots. */
 import { Type } from 'typebox';
 import { digestPattern } from '../../model/ids.ts';
-import { Body, Bytes, Exact, Name, Page, Reference, Time, Uuid } from './basics.ts';
+import { Body, Bytes, Digest, Exact, Name, Page, Reference, Time, Uuid } from './basics.ts';
 import { ImageIndex } from './images.ts';
 import { Hardware, VmSpec } from './vms.ts';
 
@@ -32,11 +32,14 @@ const record = {
   digest: Type.Optional(
     Type.String({
       pattern: digestPattern,
-      description: 'Of its memory and disk, the same at each cloudlet.',
+      description: 'Of its memory, the same at each cloudlet.',
     }),
   ),
 };
-/** As cloudlets give it to each other. */
-export const SnapshotRecord = Exact(record);
+/** What a cloudlet says of a snapshot that it sends to another one. */
+export const SnapshotAnnouncement = Exact({
+  snapshot: Exact({ ...record, digest: Digest }),
+  disk: Exact({ bytes: Bytes, digest: Digest }),
+});
 export const Snapshot = Exact({ ...record, index: ImageIndex });
 export const SnapshotPage = Page(Snapshot);
