@@ -51,7 +51,7 @@ export function addVmMigrateCommands(vm: Command): void {
     .addOption(
       new Option(
         '--engine <engine>',
-        'condensed: send only what the other side cannot know; direct: all of it; auto (default): what is sooner done; ' +
+        'condensed: send only what the other side cannot know; direct (default): all of it; auto: what is sooner done; ' +
           'relayed: other cloudlets hold what the destination has not taken yet, so this one is free sooner',
       ).choices(engines),
     )

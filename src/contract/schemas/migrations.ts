@@ -58,7 +58,7 @@ export const MigrateVm = Body(
     engine: Type.Optional(
       OneOf(
         [...migrationEngines, 'auto'],
-        '`auto` if missing: condensed, unless the link is too fast for it; the plan says why. `relayed`: the source is free ' +
+        '`direct` if missing; `auto`: condensed, unless the link is too fast for it; the plan says why. `relayed`: the source is free ' +
           'when other cloudlets hold what the destination has not taken yet.',
       ),
     ),

@@ -197,7 +197,7 @@ export class MigrationService {
       const latest = this.#journal.latest();
       const ofSets = vmOfSets(vm, asPlanned, (each) => runner.diskOf(each));
       let choice = chooseEngine({
-        wanted: request.engine ?? 'auto',
+        wanted: request.engine ?? 'direct',
         mode: asPlanned.mode,
         channels: asPlanned.channels,
         linkBps: linkBpsOf(latest, peer.id),
