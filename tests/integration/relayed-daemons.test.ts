@@ -64,6 +64,14 @@ test(
     for (const { viper } of relays.slice(1)) await viper.lendMemory({ body: { memoryBytes: 256 * MiB } });
     await refused(north.viper.migrateVm({ ...one, body: { ...wanted, mode: 'precopy' } }), 'invalid_request');
 
+    // Nor can the host be empty in a second, which is said before anything is done.
+    const late = await refused(
+      north.viper.drainCloudlet({ body: { deadlineMs: 1000 } }),
+      'migration_refused',
+    );
+    assert.match(late.message, /Cannot drain in 1000 ms: as far as is known now it takes \d+ ms/);
+    assert.equal((await north.viper.getCloudlet()).draining, false);
+
     // The destination takes little, and relays give it slowly.
     south.link!.limit({ inBytesPerSecond: 1_000_000 });
     for (const { link } of relays) link!.limit({ outBytesPerSecond: 1_500_000 });
