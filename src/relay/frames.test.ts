@@ -18,7 +18,17 @@ const bytes = fc.uint8Array({ minLength: 1, maxLength: 5000 }).map((each) => Buf
 const freeBytes = fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER });
 const fromClient: fc.Arbitrary<ClientFrame> = fc.oneof(
   fc.record({ name: fc.constant('put' as const), slab, bytes }, { noNullPrototype: true }),
-  fc.record({ name: fc.constant('get' as const), slab, urgent: fc.boolean() }, { noNullPrototype: true }),
+  fc.record(
+    {
+      name: fc.constant('get' as const),
+      tag: fc.nat(),
+      slab,
+      urgent: fc.boolean(),
+      at: fc.integer({ min: 0, max: 1000 }),
+      length: fc.integer({ min: 1, max: 1e6 }),
+    },
+    { noNullPrototype: true },
+  ),
   fc.constant({ name: 'drop' as const }),
 );
 const fromRelay: fc.Arbitrary<RelayFrame> = fc.oneof(
@@ -27,8 +37,8 @@ const fromRelay: fc.Arbitrary<RelayFrame> = fc.oneof(
     { name: fc.constantFrom('held' as const, 'full' as const), slab, freeBytes },
     { noNullPrototype: true },
   ),
-  fc.record({ name: fc.constant('slab' as const), slab, bytes }, { noNullPrototype: true }),
-  fc.record({ name: fc.constant('absent' as const), slab }, { noNullPrototype: true }),
+  fc.record({ name: fc.constant('slab' as const), tag: fc.nat(), bytes }, { noNullPrototype: true }),
+  fc.record({ name: fc.constant('absent' as const), tag: fc.nat() }, { noNullPrototype: true }),
 );
 
 /** All frames out of the pieces; their bytes copied. */
@@ -68,13 +78,25 @@ test('what no client and no relay sends is refused, by its head where that says 
     four.writeUInt32BE(value);
     return four;
   };
+  const get = (slab: number, urgent: number, at: number, length: number): Buffer =>
+    Buffer.concat([
+      Buffer.of(frame.get),
+      word(17),
+      word(9),
+      word(slab),
+      Buffer.of(urgent),
+      word(at),
+      word(length),
+    ]);
   const wrong: Record<string, ['client' | 'relay', Buffer]> = {
     'an unknown type': ['client', Buffer.of(9, 0, 0, 0, 0)],
     'a frame of the other side': ['client', Buffer.of(frame.free, 0, 0, 0, 8)],
     'a slab that is too large': ['client', Buffer.concat([Buffer.of(frame.put), word(maxSlabBytes + 5)])],
     'an empty slab': ['relay', Buffer.concat([Buffer.of(frame.slab), word(4)])],
-    'slab 0': ['client', Buffer.concat([Buffer.of(frame.get), word(5), word(0), Buffer.of(0)])],
-    'an urgency of 2': ['client', Buffer.concat([Buffer.of(frame.get), word(5), word(1), Buffer.of(2)])],
+    'slab 0': ['client', Buffer.concat([Buffer.of(frame.put), word(5), word(0), Buffer.of(0)])],
+    'an urgency of 2': ['client', get(1, 2, 0, 5)],
+    'a range of nothing': ['client', get(1, 1, 5, 0)],
+    'a range behind the end': ['client', get(1, 1, maxSlabBytes, 1)],
     'more memory than there is': [
       'relay',
       Buffer.concat([Buffer.of(frame.free), word(8), word(2 ** 31), word(0)]),

@@ -19,7 +19,8 @@ export const frame = {
 export type ClientFrame =
   /** `bytes` are valid until the next push. */
   | { name: 'put'; slab: number; bytes: Buffer }
-  | { name: 'get'; slab: number; urgent: boolean }
+  /** So many bytes from `at` on; the relay answers with the same `tag`. */
+  | { name: 'get'; tag: number; slab: number; urgent: boolean; at: number; length: number }
   | { name: 'drop' };
 
 export type RelayFrame =
@@ -27,8 +28,8 @@ export type RelayFrame =
   | { name: 'held'; slab: number; freeBytes: number }
   | { name: 'full'; slab: number; freeBytes: number }
   /** `bytes` are valid until the next push. */
-  | { name: 'slab'; slab: number; bytes: Buffer }
-  | { name: 'absent'; slab: number };
+  | { name: 'slab'; tag: number; bytes: Buffer }
+  | { name: 'absent'; tag: number };
 
 export const maxSlabBytes = MiB + 256 * KiB;
 const headBytes = 5;
@@ -36,7 +37,7 @@ const headBytes = 5;
 /** Bytes of the body by type, least and most. */
 const bodyBytes: Record<number, readonly [number, number]> = {
   [frame.put]: [5, 4 + maxSlabBytes],
-  [frame.get]: [5, 5],
+  [frame.get]: [17, 17],
   [frame.drop]: [0, 0],
   [frame.free]: [8, 8],
   [frame.held]: [12, 12],
@@ -52,13 +53,15 @@ export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
     case 'put':
       return [head(frame.put, 4 + given.bytes.length, word(given.slab)), given.bytes];
     case 'slab':
-      return [head(frame.slab, 4 + given.bytes.length, word(given.slab)), given.bytes];
-    case 'get':
-      return [head(frame.get, 5, word(given.slab), Buffer.of(Number(given.urgent)))];
+      return [head(frame.slab, 4 + given.bytes.length, word(given.tag)), given.bytes];
+    case 'get': {
+      const { tag, slab, urgent, at, length } = given;
+      return [head(frame.get, 17, word(tag), word(slab), Buffer.of(Number(urgent)), word(at), word(length))];
+    }
     case 'drop':
       return [head(frame.drop, 0)];
     case 'absent':
-      return [head(frame.absent, 4, word(given.slab))];
+      return [head(frame.absent, 4, word(given.tag))];
     case 'free':
       return [head(frame.free, 8, long(given.freeBytes))];
     case 'held':
@@ -102,14 +105,13 @@ function decode(type: number, body: Buffer): ClientFrame | RelayFrame {
     case frame.put:
       return { name: 'put', slab: slabOf(body), bytes: body.subarray(4) };
     case frame.slab:
-      return { name: 'slab', slab: slabOf(body), bytes: body.subarray(4) };
+      return { name: 'slab', tag: body.readUInt32BE(0), bytes: body.subarray(4) };
     case frame.get:
-      if (body[4]! > 1) throw relayError(`a get with ${body[4]} for its urgency`);
-      return { name: 'get', slab: slabOf(body), urgent: body[4] === 1 };
+      return get(body);
     case frame.drop:
       return { name: 'drop' };
     case frame.absent:
-      return { name: 'absent', slab: slabOf(body) };
+      return { name: 'absent', tag: body.readUInt32BE(0) };
     case frame.free:
       return { name: 'free', freeBytes: size(body, 0) };
     default:
@@ -117,8 +119,15 @@ function decode(type: number, body: Buffer): ClientFrame | RelayFrame {
   }
 }
 
-function slabOf(body: Buffer): number {
-  const slab = body.readUInt32BE(0);
+function get(body: Buffer): ClientFrame {
+  const [at, length] = [body.readUInt32BE(9), body.readUInt32BE(13)];
+  if (body[8]! > 1) throw relayError(`a get with ${body[8]} for its urgency`);
+  if (length === 0 || at + length > maxSlabBytes) throw relayError(`a get of ${length} bytes from ${at}`);
+  return { name: 'get', tag: body.readUInt32BE(0), slab: slabOf(body, 4), urgent: body[8] === 1, at, length };
+}
+
+function slabOf(body: Buffer, from = 0): number {
+  const slab = body.readUInt32BE(from);
   if (slab === 0) throw relayError('slab 0');
   return slab;
 }

@@ -1,7 +1,7 @@
 /** The client's end of a session with a relay: puts slabs, gets them back, and knows how fast that goes. */
 import type { Duplex } from 'node:stream';
 import { AppError, asAppError } from '../model/errors.ts';
-import { type ClientFrame, encodeFrame, FrameReader, maxSlabBytes } from './frames.ts';
+import { type ClientFrame, encodeFrame, FrameReader, maxSlabBytes, relayError } from './frames.ts';
 
 /** How quickly the measured rate follows. */
 const smoothing = 0.25;
@@ -18,6 +18,7 @@ export class RelayClient {
   readonly #gets = new Map<number, Waiting>();
   readonly #gone = Promise.withResolvers<AppError>();
   #error: AppError | undefined;
+  #nextTag = 1;
   #freeBytes = 0;
   #inFlightBytes = 0;
   #measure = { since: performance.now(), bytes: 0 };
@@ -79,8 +80,14 @@ export class RelayClient {
   }
 
   /** `undefined` when the relay does not hold it. Rejects when the session ends before it has said so. */
-  async get(slab: number, urgent: boolean): Promise<Buffer | undefined> {
-    return (await this.#ask(this.#gets, slab, { name: 'get', slab, urgent })) as Buffer | undefined;
+  async get(
+    slab: number,
+    range: { at: number; length: number; urgent?: boolean },
+  ): Promise<Buffer | undefined> {
+    const { at, length, urgent = false } = range;
+    const tag = this.#nextTag++;
+    const answer = await this.#ask(this.#gets, tag, { name: 'get', tag, slab, urgent, at, length });
+    return answer as Buffer | undefined;
   }
 
   /** Everything of this migration may be forgotten. It is no loss if this does not arrive. */
@@ -96,16 +103,12 @@ export class RelayClient {
     void this.gone.then(() => clearTimeout(timer));
   }
 
-  #ask(waiting: Map<number, Waiting>, slab: number, request: ClientFrame): Promise<Answered> {
+  #ask(waiting: Map<number, Waiting>, number: number, request: ClientFrame): Promise<Answered> {
     if (this.#error) return Promise.reject(this.#error);
-    const known = waiting.get(slab);
-    // Asked for again, as urgent perhaps: the first answer is as good.
-    if (known && request.name === 'put') throw new Error(`Bug: slab ${slab} is being put already`);
-    const one = known ?? Promise.withResolvers<Answered>();
-    if (!known) {
-      waiting.set(slab, one);
-      for (const piece of encodeFrame(request)) this.#session.write(piece);
-    }
+    if (waiting.has(number)) throw new Error(`Bug: slab ${number} is being put already`);
+    const one = Promise.withResolvers<Answered>();
+    waiting.set(number, one);
+    for (const piece of encodeFrame(request)) this.#session.write(piece);
     return one.promise;
   }
 
@@ -117,8 +120,8 @@ export class RelayClient {
         for (let next = reader.next(); next; next = reader.next()) {
           if ('freeBytes' in next) this.#freeBytes = next.freeBytes;
           if (next.name === 'held' || next.name === 'full') this.#answer(this.#puts, next.slab, next.name);
-          if (next.name === 'absent') this.#answer(this.#gets, next.slab, undefined);
-          if (next.name === 'slab') this.#answer(this.#gets, next.slab, Buffer.from(next.bytes));
+          if (next.name === 'absent') this.#answer(this.#gets, next.tag, undefined);
+          if (next.name === 'slab') this.#answer(this.#gets, next.tag, Buffer.from(next.bytes));
         }
       }
       this.#end(new AppError('peer_unreachable', 'The relay ended the session'));
@@ -128,10 +131,11 @@ export class RelayClient {
     }
   }
 
-  /** An answer that nobody waits for is one to a question that was asked twice. */
-  #answer(waiting: Map<number, Waiting>, slab: number, answer: Answered): void {
-    waiting.get(slab)?.resolve(answer);
-    waiting.delete(slab);
+  #answer(waiting: Map<number, Waiting>, number: number, answer: Answered): void {
+    const one = waiting.get(number);
+    if (!one) throw relayError(`an answer to ${number}, which was not asked`);
+    waiting.delete(number);
+    one.resolve(answer);
   }
 
   #note(bytes: number): void {

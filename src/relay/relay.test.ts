@@ -23,11 +23,16 @@ test('slabs are put and got, in any order, and dropped', async () => {
   assert.deepEqual(new Set(held), new Set([true]));
   assert.equal(client.inFlightBytes, 0);
   assert.equal(client.freeBytes, store.freeBytes);
-  const got = await Promise.all(slabs.map((_, index) => client.get(index + 1, index % 3 === 0)));
+  const got = await Promise.all(
+    slabs.map((_, index) => client.get(index + 1, { at: 0, length: 50_000, urgent: index % 3 === 0 })),
+  );
   for (const [index, bytes] of got.entries()) assert.ok(bytes?.equals(slabs[index]!), `slab ${index + 1}`);
-  assert.equal(await client.get(99, true), undefined);
+  assert.equal(await client.get(99, { at: 0, length: 1 }), undefined);
+  const [part] = [await client.get(3, { at: 100, length: 50 })];
+  assert.ok(part?.equals(slabs[2]!.subarray(100, 150)));
+  assert.equal(await client.get(3, { at: 49_999, length: 2 }), undefined, 'longer than it is');
   client.drop();
-  assert.equal(await client.get(1, false), undefined);
+  assert.equal(await client.get(1, { at: 0, length: 1 }), undefined);
   client.close();
   await served;
 });
@@ -37,7 +42,7 @@ test('a relay that is full says so, and goes on with what it has', async () => {
   assert.equal(await client.put(1, randomBytes(60_000)), true);
   assert.equal(await client.put(2, randomBytes(60_000)), false);
   assert.ok(client.freeBytes < 60_000);
-  assert.equal((await client.get(1, false))?.length, 60_000);
+  assert.equal((await client.get(1, { at: 0, length: 60_000 }))?.length, 60_000);
 });
 
 test('what a guest waits for goes before what nobody waits for', async () => {
@@ -45,9 +50,9 @@ test('what a guest waits for goes before what nobody waits for', async () => {
   for (let slab = 1; slab <= 30; slab++) await client.put(slab, randomBytes(60_000));
   const order: number[] = [];
   const asked = Array.from({ length: 29 }, (_, index) =>
-    client.get(index + 1, false).then(() => order.push(index + 1)),
+    client.get(index + 1, { at: 0, length: 60_000 }).then(() => order.push(index + 1)),
   );
-  asked.push(client.get(30, true).then(() => order.push(30)));
+  asked.push(client.get(30, { at: 0, length: 60_000, urgent: true }).then(() => order.push(30)));
   await Promise.all(asked);
   // What was on its way already is not overtaken.
   assert.ok(order.indexOf(30) < 15, order.join(' '));
@@ -64,7 +69,7 @@ test('when the session breaks, everybody who waits hears of it', async () => {
     }),
   );
   assert.ok(stuck.isAlive);
-  const got = client.get(1, false);
+  const got = client.get(1, { at: 0, length: 1 });
   near.destroy(new Error('cut'));
   await assert.rejects(got, /cut/);
   await assert.rejects(client.put(1, Buffer.alloc(9)), /cut/);
@@ -82,17 +87,25 @@ test('only the key opens a slab, only under its number, only in its migration', 
   const [key, id] = [newKey(), newId()];
   const seal = new Seal(key, id);
   const content = randomBytes(10_000);
-  const sealed = seal.close(7, [content.subarray(0, 5), content.subarray(5)]);
-  assert.ok(seal.open(7, sealed).equals(content));
+  const sealed = seal.close(7, 2, [content.subarray(0, 5), content.subarray(5)]);
+  assert.ok(seal.open(7, 2, sealed).equals(content));
   assert.equal(sealed.indexOf(content.subarray(100, 132)), -1);
-  const others = { number: () => seal.open(8, sealed), key: () => new Seal(newKey(), id).open(7, sealed) };
+  const others = {
+    number: () => seal.open(8, 2, sealed),
+    part: () => seal.open(7, 1, sealed),
+    key: () => new Seal(newKey(), id).open(7, 2, sealed),
+  };
   for (const [what, open] of Object.entries(others)) assert.throws(open, /is not what was given/, what);
-  assert.throws(() => new Seal(key, newId()).open(7, sealed), /is not what was given/);
+  assert.throws(() => new Seal(key, newId()).open(7, 2, sealed), /is not what was given/);
   for (const at of [0, 5000, sealed.length - 1]) {
     const changed = Buffer.from(sealed);
     changed[at]! ^= 1;
-    assert.throws(() => seal.open(7, changed), /is not what was given/, `byte ${at}`);
+    assert.throws(() => seal.open(7, 2, changed), /is not what was given/, `byte ${at}`);
   }
   for (const length of [0, 5, 16, sealed.length - 1])
-    assert.throws(() => seal.open(7, sealed.subarray(0, length)), /is not what was given/, `${length} bytes`);
+    assert.throws(
+      () => seal.open(7, 2, sealed.subarray(0, length)),
+      /is not what was given/,
+      `${length} bytes`,
+    );
 });

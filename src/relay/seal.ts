@@ -1,4 +1,4 @@
-/** Slabs as relays see them: sealed with a key of one migration, bound to their number. FORMAT.md tells the layout. */
+/** Slabs as relays see them: sealed with a key of one migration, bound to their numbers. FORMAT.md tells the layout. */
 import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import { AppError } from '../model/errors.ts';
 import type { Uuid } from '../model/ids.ts';
@@ -20,19 +20,24 @@ export class Seal {
     this.#id = Buffer.from(migrationId.replaceAll('-', ''), 'hex');
   }
 
-  /** The same number must never come with another content. */
-  close(slab: number, pieces: readonly Uint8Array[]): Buffer {
-    const cipher = createCipheriv(algorithm, this.#key, nonceOf(slab));
-    cipher.setAAD(Buffer.concat([this.#id, numberOf(slab)]));
+  /** The same part of the same slab must never come with another content. */
+  close(slab: number, part: number, pieces: readonly Uint8Array[]): Buffer {
+    const cipher = createCipheriv(
+      algorithm,
+      this.#key,
+      Buffer.concat([Buffer.alloc(4), numbersOf(part, slab)]),
+    );
+    cipher.setAAD(Buffer.concat([this.#id, numbersOf(part, slab)]));
     const sealed = pieces.map((piece) => cipher.update(piece));
     return Buffer.concat([...sealed, cipher.final(), cipher.getAuthTag()]);
   }
 
-  /** Throws `image_corrupt` when these are not the bytes that were sealed as this slab. */
-  open(slab: number, sealed: Uint8Array): Buffer {
+  /** Throws `image_corrupt` when these are not the bytes that were sealed as this part of this slab. */
+  open(slab: number, part: number, sealed: Uint8Array): Buffer {
     try {
-      const decipher = createDecipheriv(algorithm, this.#key, nonceOf(slab), { authTagLength: tagBytes });
-      decipher.setAAD(Buffer.concat([this.#id, numberOf(slab)]));
+      const nonce = Buffer.concat([Buffer.alloc(4), numbersOf(part, slab)]);
+      const decipher = createDecipheriv(algorithm, this.#key, nonce, { authTagLength: tagBytes });
+      decipher.setAAD(Buffer.concat([this.#id, numbersOf(part, slab)]));
       const end = sealed.length - tagBytes;
       decipher.setAuthTag(sealed.subarray(end));
       const first = decipher.update(sealed.subarray(0, end));
@@ -48,13 +53,12 @@ export class Seal {
   }
 }
 
-/** What sealing adds to a slab. */
+/** What sealing adds to a part. */
 export const sealBytes = tagBytes;
 
-const nonceOf = (slab: number): Buffer => Buffer.concat([Buffer.alloc(8), numberOf(slab)]);
-
-function numberOf(slab: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(slab);
+function numbersOf(part: number, slab: number): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes.writeUInt32BE(part);
+  bytes.writeUInt32BE(slab, 4);
   return bytes;
 }

@@ -1,7 +1,7 @@
 /** One session of a relay: takes slabs into the store and gives them back, those first that a guest waits for. */
 import { once } from 'node:events';
 import type { Duplex } from 'node:stream';
-import { encodeFrame, FrameReader, type RelayFrame, relayError } from './frames.ts';
+import { type ClientFrame, encodeFrame, FrameReader, type RelayFrame, relayError } from './frames.ts';
 import type { SlabStore } from './slab-store.ts';
 
 /** A client asks for what it can take; one that asks for more is none of ours. */
@@ -37,7 +37,7 @@ export async function serveSlabs({ store, group, session }: ServeOptions): Promi
           const isHeld = store.put(group, next.slab, next.bytes);
           answers.add({ name: isHeld ? 'held' : 'full', slab: next.slab, freeBytes: store.freeBytes });
         } else if (next.name === 'get') {
-          answers.give(next.slab, next.urgent);
+          answers.give(next);
         } else {
           store.drop(group);
           answers.add({ name: 'free', freeBytes: store.freeBytes });
@@ -48,12 +48,14 @@ export async function serveSlabs({ store, group, session }: ServeOptions): Promi
   }
 }
 
+type Get = Extract<ClientFrame, { name: 'get' }>;
+
 /** Answers on their way out: small ones at once, slabs one after the other as the client takes them. */
 class Answers {
   readonly #session: Duplex;
   readonly #find: (slab: number) => Buffer | undefined;
-  readonly #urgent: number[] = [];
-  readonly #others: number[] = [];
+  readonly #urgent: Get[] = [];
+  readonly #others: Get[] = [];
   readonly #failed = Promise.withResolvers<never>();
   #isGiving = false;
   #last: Promise<void> = Promise.resolve();
@@ -74,10 +76,10 @@ class Answers {
     for (const piece of encodeFrame(answer)) this.#session.write(piece);
   }
 
-  give(slab: number, urgent: boolean): void {
+  give(get: Get): void {
     if (this.#urgent.length + this.#others.length >= mostWaiting)
       throw relayError('more requests than it may');
-    (urgent ? this.#urgent : this.#others).push(slab);
+    (get.urgent ? this.#urgent : this.#others).push(get);
     if (!this.#isGiving) this.#last = this.#giveAll().catch(this.#failed.reject);
   }
 
@@ -88,10 +90,12 @@ class Answers {
   async #giveAll(): Promise<void> {
     this.#isGiving = true;
     for (;;) {
-      const slab = this.#urgent.shift() ?? this.#others.shift();
-      if (slab === undefined) break;
-      const bytes = this.#find(slab);
-      await this.#write(bytes ? { name: 'slab', slab, bytes } : { name: 'absent', slab });
+      const next = this.#urgent.shift() ?? this.#others.shift();
+      if (!next) break;
+      const { tag, slab, at, length } = next;
+      const bytes = this.#find(slab)?.subarray(at, at + length);
+      const isThere = bytes?.length === length;
+      await this.#write(isThere ? { name: 'slab', tag, bytes } : { name: 'absent', tag });
     }
     this.#isGiving = false;
   }

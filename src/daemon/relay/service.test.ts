@@ -57,9 +57,9 @@ test('memory is lent when an operator says so, also after a restart, until he sa
   assert.deepEqual([held?.migrationId, held?.cloudlet, held?.slabs], [migrationId, 'edge1', 1]);
   service.lend(0);
   assert.equal(await client.put(2, Buffer.alloc(1000)), false);
-  assert.equal((await client.get(1, true))?.length, 1000, 'what is held stays');
+  assert.equal((await client.get(1, { at: 0, length: 1000 }))?.length, 1000, 'what is held stays');
   client.drop();
-  assert.equal(await client.get(1, true), undefined);
+  assert.equal(await client.get(1, { at: 0, length: 1000 }), undefined);
   near.end();
   while (service.status.migrations.length > 0) await new Promise(setImmediate);
   assert.deepEqual(kinds(), ['relay.on', 'relay.lends', 'relay.off', 'relay.forgot']);

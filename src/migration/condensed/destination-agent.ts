@@ -430,7 +430,7 @@ export class DestinationAgent {
 
   async #learn(manifest: Manifest, type: number, body: Buffer): Promise<void> {
     const { pages } = this.#table!;
-    if (type === frame.slab) manifest.add(parseSlab(body, pages, manifest.division.relays.length));
+    if (type === frame.slab) manifest.add(parseSlab(body, pages, manifest.division));
     else if (type === frame.zeroes) manifest.addZeroes(parseRuns(body, pages));
     else if (type === frame.divided) this.#isDividedThere = true;
     else throw agentError(`a frame of type ${type} out of place`);

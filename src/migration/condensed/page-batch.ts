@@ -10,10 +10,15 @@ export interface Entry {
 }
 
 export class PageBatch {
-  readonly content: Buffer = Buffer.from(new ArrayBuffer(batchPages * pageBytes));
+  readonly content: Buffer;
   /** Pages with content are numbered in order of their entries. */
   readonly entries: Entry[] = [];
   dataPages = 0;
+
+  /** With content it has so many pages at the most. */
+  constructor(mostPages = batchPages) {
+    this.content = Buffer.from(new ArrayBuffer(mostPages * pageBytes));
+  }
 
   get isEmpty(): boolean {
     return this.entries.length === 0;
@@ -53,6 +58,15 @@ export class PageBatch {
       // Within this one nothing is moved behind where it was.
       batch.addPage(page, content, index * pageBytes);
     }
+  }
+
+  /** Copies of some of its pages with content; it has no others. */
+  part(first: number, count: number): PageBatch {
+    const pages = this.entries.slice(first, first + count);
+    const part = new PageBatch(pages.length);
+    for (const [index, { page }] of pages.entries())
+      part.addPage(page, this.content, (first + index) * pageBytes);
+    return part;
   }
 
   /** Runs of its pages with content. */

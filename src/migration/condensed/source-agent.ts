@@ -23,7 +23,7 @@ import { KiB } from '../../model/units.ts';
 import { isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
 import { delay } from '../../qmp/index.ts';
 import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../stream/index.ts';
-import type { Divider, SlabContent } from '../relayed/divider.ts';
+import { type Divider, partPages, type SlabContent } from '../relayed/divider.ts';
 import type { Run } from '../relayed/division.ts';
 import { RelayGate } from '../relayed/relay-gate.ts';
 import type { CompressionMode } from './compression.ts';
@@ -454,9 +454,14 @@ export class SourceAgent {
       return undefined;
     }
     const runs = batch.dataRuns;
+    const parts: PageBatch[] = [];
+    for (let first = 0; first < batch.dataPages; first += partPages) parts.push(batch.part(first, partPages));
+    onTaken();
+    const condensed = await Promise.all(
+      parts.map((part) => condenser.condense(part, { plain: true, onTaken: () => {} })),
+    );
     // Without the frame's head: the slab has its own.
-    const [, ...body] = await condenser.condense(batch, { plain: true, onTaken });
-    return { body, runs };
+    return { parts: condensed.map(([, ...body]) => body), runs };
   }
 
   /** Fewer on a slow link. */

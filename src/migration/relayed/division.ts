@@ -4,8 +4,8 @@
  */
 import type { Uuid } from '../../model/ids.ts';
 import { isUuid } from '../../model/ids.ts';
-import { keyBytes } from '../../relay/index.ts';
-import { agentError, encodeFrame, encodeJson, frame } from '../condensed/frames.ts';
+import { keyBytes, maxSlabBytes } from '../../relay/index.ts';
+import { agentError, batchPages, encodeFrame, encodeJson, frame } from '../condensed/frames.ts';
 import {
   type Cursor,
   mostNumberBytes,
@@ -27,11 +27,14 @@ export interface Division {
   /** Cloudlets, by their numbers in slabs. */
   relays: Uuid[];
   replicas: number;
+  /** A part of a slab has so many pages, the last one perhaps fewer. */
+  partPages: number;
 }
 
 export interface Slab {
   slab: number;
-  sealedBytes: number;
+  /** Sealed bytes of each part, as they lie one behind the other. */
+  parts: number[];
   /** Numbers of the relays that hold it. */
   holders: number[];
   runs: Run[];
@@ -57,7 +60,7 @@ export function parseDivision(body: Buffer): Division {
 
 /** From what JSON gave. Throws for anything else. */
 export function divisionOf(value: Record<string, unknown>): Division {
-  const { migrationId, key, group, relays, replicas } = value ?? {};
+  const { migrationId, key, group, relays, replicas, partPages } = value ?? {};
   const isHex = (text: unknown): text is string =>
     typeof text === 'string' && text.length === 2 * keyBytes && /^[0-9a-f]+$/.test(text);
   const areRelays =
@@ -66,32 +69,60 @@ export function divisionOf(value: Record<string, unknown>): Division {
     relays.every((id) => typeof id === 'string' && isUuid(id));
   const isSound =
     typeof migrationId === 'string' && isUuid(migrationId) && isHex(key) && isHex(group) && areRelays;
-  if (!isSound || !Number.isInteger(replicas) || (replicas as number) < 1)
+  const isCount = (count: unknown, most: number): count is number =>
+    Number.isInteger(count) && (count as number) >= 1 && (count as number) <= most;
+  if (!isSound || !isCount(replicas, mostRelays) || !isCount(partPages, batchPages))
     throw agentError('a division that is none');
-  return { migrationId, key: Buffer.from(key, 'hex'), group, relays, replicas: replicas as number };
+  return { migrationId, key: Buffer.from(key, 'hex'), group, relays, replicas, partPages };
 }
 
-export function encodeSlab({ slab, sealedBytes, holders, runs }: Slab): Buffer {
-  const head = Buffer.alloc(9);
+export function encodeSlab({ slab, parts, holders, runs }: Slab): Buffer {
+  const head = Buffer.alloc(5 + holders.length + 1);
   head.writeUInt32BE(slab);
-  head.writeUInt32BE(sealedBytes, 4);
-  head[8] = holders.length;
-  return encodeFrame(frame.slab, head, Buffer.from(holders), encodeRuns(runs));
+  head[4] = holders.length;
+  head.set(holders, 5);
+  head[5 + holders.length] = parts.length;
+  const sizes = Buffer.alloc(parts.length * mostNumberBytes);
+  let at = 0;
+  for (const bytes of parts) at = writeNumber(sizes, at, bytes);
+  return encodeFrame(frame.slab, head, sizes.subarray(0, at), encodeRuns(runs));
 }
 
-export function parseSlab(body: Buffer, pages: number, relays: number): Slab {
-  const end = 9 + (body[8] ?? 0);
-  if (body.length <= end) throw agentError('a slab without pages');
-  const holders = [...body.subarray(9, end)];
-  if (
-    holders.length === 0 ||
-    new Set(holders).size !== holders.length ||
-    holders.some((one) => one >= relays)
-  )
+export function parseSlab(body: Buffer, pages: number, { relays, partPages }: Division): Slab {
+  const end = 5 + (body[4] ?? 0);
+  if (body.length <= end) throw agentError('a slab without parts');
+  const holders = [...body.subarray(5, end)];
+  const areHolders = holders.length > 0 && new Set(holders).size === holders.length;
+  if (!areHolders || holders.some((one) => one >= relays.length))
     throw agentError(`a slab that the relays ${holders.join(', ')} hold`);
   const slab = body.readUInt32BE(0);
   if (slab === 0) throw agentError('slab 0');
-  return { slab, sealedBytes: body.readUInt32BE(4), holders, runs: parseRuns(body.subarray(end), pages) };
+  const cursor: Cursor = { bytes: body, at: end + 1, end: body.length };
+  const parts = Array.from({ length: body[end]! }, () => readNumber(cursor));
+  const runs = parseRuns(body.subarray(cursor.at), pages);
+  const count = runs.reduce((sum, run) => sum + run[1], 0);
+  const isWhole = count > 0 && parts.length === Math.ceil(count / partPages) && !parts.includes(0);
+  if (!isWhole || bytesOf(parts) > maxSlabBytes)
+    throw agentError(`a slab of ${count} pages in ${parts.length} parts`);
+  return { slab, parts, holders, runs };
+}
+
+/** Where parts `first` to `last` lie in the slab. */
+export const rangeOf = ({ parts }: Slab, first: number, last: number): { at: number; length: number } => ({
+  at: bytesOf(parts.slice(0, first)),
+  length: bytesOf(parts.slice(first, last + 1)),
+});
+
+export const bytesOf = (parts: readonly number[]): number => parts.reduce((sum, bytes) => sum + bytes, 0);
+
+/** The number of the part that the page, which is in the slab, lies in. */
+export function partOf({ runs }: Slab, page: number, partPages: number): number {
+  let before = 0;
+  for (const [first, count] of runs) {
+    if (page >= first && page < first + count) return Math.floor((before + page - first) / partPages);
+    before += count;
+  }
+  throw new Error(`Bug: page ${page} is not in the slab`);
 }
 
 export const encodeZeroes = (runs: readonly Run[]): Buffer => encodeFrame(frame.zeroes, encodeRuns(runs));

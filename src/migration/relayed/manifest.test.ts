@@ -12,6 +12,9 @@ import {
   parseDivision,
   parseRuns,
   parseSlab,
+  partOf,
+  rangeOf,
+  type Slab,
 } from './division.ts';
 import { Manifest } from './manifest.ts';
 
@@ -21,6 +24,7 @@ const division: Division = {
   group: 'ab'.repeat(32),
   relays: [newId(), newId(), newId()],
   replicas: 2,
+  partPages: 8,
 };
 const table = new BlockTable([{ name: 'pc.ram', sizeBytes: 4096 * 1000 }]);
 const layout = { sectionId: 2, table };
@@ -34,6 +38,8 @@ test('a division comes out as it went in; nothing else is one', () => {
     { relays: ['edge2'] },
     { relays: Array.from({ length: 33 }, () => newId()) },
     { replicas: 0 },
+    { partPages: 0 },
+    { partPages: 1000 },
     { migrationId: '../..' },
   ];
   const json = JSON.parse(bodyOf(encodeDivision(division)).toString());
@@ -48,38 +54,64 @@ test('a division comes out as it went in; nothing else is one', () => {
 
 test('slabs come out as they went in, cut anywhere they are none', () => {
   const run = fc.tuple(fc.integer({ min: 0, max: 900 }), fc.integer({ min: 1, max: 100 }));
-  const slabs = fc.record(
-    {
+  const slabs = fc
+    .record({
       slab: fc.integer({ min: 1, max: 2 ** 32 - 1 }),
-      sealedBytes: fc.integer({ min: 0, max: 2 ** 31 }),
       holders: fc.uniqueArray(fc.integer({ min: 0, max: 2 }), { minLength: 1, maxLength: 3 }),
-      runs: fc.array(run, { minLength: 1, maxLength: 20 }),
-    },
-    { noNullPrototype: true },
-  );
+      runs: fc.array(run, { minLength: 1, maxLength: 5 }),
+      bytes: fc.integer({ min: 1, max: 16_000 }),
+    })
+    .map(({ slab, holders, runs, bytes }): Slab => {
+      const pages = runs.reduce((sum, [, count]) => sum + count, 0);
+      const parts = Array.from({ length: Math.ceil(pages / 8) }, (_, index) => bytes + index);
+      return { slab, parts, holders, runs };
+    });
   fc.assert(
-    fc.property(slabs, (slab) => assert.deepEqual(parseSlab(bodyOf(encodeSlab(slab)), 1000, 3), slab)),
+    fc.property(slabs, (slab) => assert.deepEqual(parseSlab(bodyOf(encodeSlab(slab)), 1000, division), slab)),
   );
-  const wire = bodyOf(encodeSlab({ slab: 1, sealedBytes: 5, holders: [0, 2], runs: [[700, 200]] }));
+  const wire = bodyOf(encodeSlab({ slab: 1, parts: [500, 40], holders: [0, 2], runs: [[700, 10]] }));
   for (let end = 0; end < wire.length; end++)
-    assert.throws(() => parseSlab(wire.subarray(0, end), 1000, 3), /The agent/, `${end} bytes`);
-  assert.throws(() => parseSlab(wire, 800, 3), /a run of 200 pages from 700/);
-  assert.throws(() => parseSlab(wire, 1000, 2), /that the relays 0, 2 hold/);
+    assert.throws(() => parseSlab(wire.subarray(0, end), 1000, division), /The agent/, `${end} bytes`);
+  assert.throws(() => parseSlab(wire, 705, division), /a run of 10 pages from 700/);
+  const fewer = { ...division, relays: division.relays.slice(0, 2) };
+  assert.throws(() => parseSlab(wire, 1000, fewer), /that the relays 0, 2 hold/);
+  assert.throws(() => parseSlab(wire, 1000, { ...division, partPages: 10 }), /10 pages in 2 parts/);
+  const large = bodyOf(encodeSlab({ slab: 1, parts: [2e6], holders: [0], runs: [[0, 1]] }));
+  assert.throws(() => parseSlab(large, 1000, division), /1 pages in 1 parts/);
   assert.throws(() => parseRuns(Buffer.of(0, 0), 1000), /a run of 0 pages/);
+});
+
+test('a page lies in the part that the order of the runs gives it', () => {
+  const slab: Slab = {
+    slab: 1,
+    parts: [100, 20, 3],
+    holders: [0],
+    runs: [
+      [50, 6],
+      [10, 12],
+    ],
+  };
+  assert.deepEqual(
+    [50, 55, 10, 11, 12, 19, 20, 21].map((page) => partOf(slab, page, 8)),
+    [0, 0, 0, 0, 1, 1, 2, 2],
+  );
+  assert.throws(() => partOf(slab, 9, 8), /Bug/);
+  assert.deepEqual(rangeOf(slab, 0, 2), { at: 0, length: 123 });
+  assert.deepEqual(rangeOf(slab, 1, 1), { at: 100, length: 20 });
 });
 
 test('a page is in the last slab that has it, or zero, or nobody knows', () => {
   const manifest = new Manifest(division, layout);
   manifest.add({
     slab: 1,
-    sealedBytes: 10,
+    parts: [10, 10],
     holders: [0, 1],
     runs: [
       [0, 10],
       [20, 5],
     ],
   });
-  manifest.add({ slab: 2, sealedBytes: 10, holders: [1, 2], runs: [[5, 10]] });
+  manifest.add({ slab: 2, parts: [10, 10], holders: [1, 2], runs: [[5, 10]] });
   manifest.addZeroes([[100, 900]]);
   assert.equal(manifest.slabOf(4)?.slab, 1);
   assert.equal(manifest.slabOf(7)?.slab, 2);
@@ -90,16 +122,13 @@ test('a page is in the last slab that has it, or zero, or nobody knows', () => {
   assert.equal(manifest.firstUncovered(missing), -1);
   missing.add(17);
   assert.equal(manifest.firstUncovered(missing), 17);
-  assert.throws(
-    () => manifest.add({ slab: 2, sealedBytes: 1, holders: [0], runs: [[0, 1]] }),
-    /slab 2 twice/,
-  );
+  assert.throws(() => manifest.add({ slab: 2, parts: [1], holders: [0], runs: [[0, 1]] }), /slab 2 twice/);
 });
 
 test('a manifest is read from its file as it was, and one that is cut short is none', () => {
   const manifest = new Manifest(division, layout);
   for (let slab = 1; slab < 20; slab++)
-    manifest.add({ slab, sealedBytes: 1000 + slab, holders: [slab % 3], runs: [[slab * 10, 7]] });
+    manifest.add({ slab, parts: [1000 + slab], holders: [slab % 3], runs: [[slab * 10, 7]] });
   manifest.addZeroes([
     [300, 10],
     [400, 1],

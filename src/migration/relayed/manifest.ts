@@ -10,6 +10,7 @@ import { agentError, FrameReader, frame } from '../condensed/frames.ts';
 import { type Layout, parseLayout } from '../condensed/handshake.ts';
 import { PageSet } from '../condensed/page-set.ts';
 import {
+  bytesOf,
   type Division,
   divisionJson,
   divisionOf,
@@ -94,8 +95,7 @@ export class Manifest {
     let read = end;
     for (let next = reader.next(); next; next = reader.next()) {
       read += 5 + next.body.length;
-      if (next.type === frame.slab)
-        manifest.add(parseSlab(next.body, pages, manifest.division.relays.length));
+      if (next.type === frame.slab) manifest.add(parseSlab(next.body, pages, manifest.division));
       else if (next.type === frame.zeroes) manifest.addZeroes(parseRuns(next.body, pages));
       else throw agentError(`a frame of type ${next.type} in a manifest`);
     }
@@ -105,7 +105,7 @@ export class Manifest {
 
   /** Sealed bytes of all slabs, each counted once. */
   get sealedBytes(): number {
-    return this.#order.reduce((sum, { sealedBytes }) => sum + sealedBytes, 0);
+    return this.#order.reduce((sum, { parts }) => sum + bytesOf(parts), 0);
   }
 
   /** Bytes of the guest's memory that it tells of. */

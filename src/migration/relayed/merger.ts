@@ -10,7 +10,7 @@ import type { MergeStatistics } from '../../model/migration.ts';
 import { delay } from '../../qmp/index.ts';
 import { RelayClient, Seal } from '../../relay/index.ts';
 import type { PageSet } from '../condensed/page-set.ts';
-import type { Run, Slab } from './division.ts';
+import { partOf, type Run, rangeOf, type Slab } from './division.ts';
 import type { Manifest } from './manifest.ts';
 import { PullWindow } from './pull-window.ts';
 
@@ -25,6 +25,15 @@ export interface MergerOptions {
   placeZeroes: (runs: readonly Run[]) => Promise<void>;
   /** Nobody gives a slab that is needed: told once for each. It is tried again all the same. */
   onLost: (message: string) => void;
+}
+
+/** Parts `first` to `last` of a slab. */
+interface Wish {
+  slab: Slab;
+  first: number;
+  last: number;
+  /** The guest waits for it. */
+  urgent: boolean;
 }
 
 /** A relay that did not answer is asked last for so long. */
@@ -48,14 +57,13 @@ export class Merger {
   readonly #seal: Seal;
   readonly #ends: End[];
   readonly #abort = new AbortController();
-  readonly #fetching = new Map<Slab, Promise<void>>();
   readonly #window = new PullWindow();
   readonly #lost = new Set<number>();
   readonly #statistics: MergeStatistics = { slabs: 0, bytes: 0, faults: 0, wrong: 0, refetched: 0 };
   readonly #faultMs: number[] = [];
   #urgent = 0;
-  /** Slabs that are being pulled because nothing else is to do. */
-  #pulling = 0;
+  /** Slabs that are on their way because nothing else is to do. */
+  readonly #pulled = new Set<Slab>();
   #next = 0;
   #nextZero = 0;
   #change = Promise.withResolvers<void>();
@@ -85,11 +93,13 @@ export class Merger {
       return;
     }
     const slab = manifest.slabOf(page)!;
+    const part = partOf(slab, page, manifest.division.partPages);
     const startedAt = performance.now();
     this.#urgent += 1;
-    this.#next = manifest.slabs.indexOf(slab) + 1;
+    // The rest of it is next.
+    this.#next = manifest.slabs.indexOf(slab);
     this.#statistics.faults += 1;
-    this.#fetch(slab, true)
+    this.#fetch({ slab, first: part, last: part, urgent: true })
       .then(
         () => {
           if (this.#faultMs.length < mostSamples) this.#faultMs.push(performance.now() - startedAt);
@@ -112,7 +122,7 @@ export class Merger {
     while (missing.size > 0 && !signal.aborted) {
       const change = this.#change.promise;
       if (this.#urgent === 0) {
-        if (this.#pulling < this.#window.slabs && this.#pull()) continue;
+        if (this.#pulled.size < this.#window.slabs && this.#pull()) continue;
         if (await this.#pullZeroes()) continue;
       }
       if (missing.size > 0) await Promise.race([change, delay(retryMs, signal).catch(() => {})]);
@@ -134,32 +144,43 @@ export class Merger {
 
   /** Begins with the next slab that is needed; false if there is none. */
   #pull(): boolean {
-    const { manifest, missing } = this.#options;
-    const { slabs } = manifest;
-    const isNeeded = ({ runs }: Slab) =>
-      runs.some(([first, count]) => {
-        const page = missing.next(first);
-        return page >= 0 && page < first + count;
-      });
+    const { slabs } = this.#options.manifest;
     for (let turn = 0; turn < slabs.length; turn++) {
       const slab = slabs[(this.#next + turn) % slabs.length]!;
-      if (this.#fetching.has(slab) || this.#lost.has(slab.slab) || !isNeeded(slab)) continue;
+      if (this.#pulled.has(slab) || this.#lost.has(slab.slab)) continue;
+      const wanted = this.#missingOf(slab);
+      if (!wanted) continue;
       this.#next = this.#next + turn + 1;
-      const wasAlone = this.#fetching.size === 0;
-      this.#pulling += 1;
+      const wasAlone = this.#pulled.size === 0;
+      this.#pulled.add(slab);
       const startedAt = performance.now();
-      this.#fetch(slab, false)
+      this.#fetch({ slab, ...wanted, urgent: false })
         .then(
           () => this.#window.note(performance.now() - startedAt, wasAlone),
           () => {},
         )
         .finally(() => {
-          this.#pulling -= 1;
+          this.#pulled.delete(slab);
           this.#changed();
         });
       return true;
     }
     return false;
+  }
+
+  /** The first and the last part of the slab that has something which is missing. */
+  #missingOf(slab: Slab): { first: number; last: number } | undefined {
+    const { manifest, missing } = this.#options;
+    const { partPages } = manifest.division;
+    let found: { first: number; last: number } | undefined;
+    for (const [first, count] of slab.runs) {
+      const page = missing.next(first);
+      if (page < 0 || page >= first + count) continue;
+      // The end of a run of which only the beginning is missing is taken along.
+      const last = partOf(slab, first + count - 1, partPages);
+      found = { first: found?.first ?? partOf(slab, page, partPages), last };
+    }
+    return found;
   }
 
   async #pullZeroes(): Promise<boolean> {
@@ -178,39 +199,32 @@ export class Merger {
     return true;
   }
 
-  /** One fetch of a slab at a time, for whoever wants it. */
-  #fetch(slab: Slab, urgent: boolean): Promise<void> {
-    const known = this.#fetching.get(slab);
-    if (known) return known;
-    const fetched = this.#fetchAndPlace(slab, urgent).finally(() => this.#fetching.delete(slab));
-    this.#fetching.set(slab, fetched);
-    return fetched;
-  }
-
-  async #fetchAndPlace(slab: Slab, urgent: boolean): Promise<void> {
+  /** Until it is placed, or all of this ends. */
+  async #fetch(wish: Wish): Promise<void> {
     const { signal } = this.#abort;
+    const { slab } = wish.slab;
     for (;;) {
       try {
-        const body = await this.#obtain(slab, urgent);
-        this.#lost.delete(slab.slab);
-        this.#statistics.slabs += 1;
-        this.#statistics.bytes += slab.sealedBytes;
-        await this.#options.place(body);
+        const bodies = await this.#obtain(wish);
+        this.#lost.delete(slab);
+        if (!wish.urgent) this.#statistics.slabs += 1;
+        this.#statistics.bytes += rangeOf(wish.slab, wish.first, wish.last).length;
+        for (const body of bodies) await this.#options.place(body);
         return;
       } catch (error) {
         signal.throwIfAborted();
         if (!(error instanceof AppError)) throw error;
-        if (!this.#lost.has(slab.slab)) this.#options.onLost(error.message);
-        this.#lost.add(slab.slab);
+        if (!this.#lost.has(slab)) this.#options.onLost(error.message);
+        this.#lost.add(slab);
         await delay(retryMs, signal);
       }
     }
   }
 
   /** From the holder that answers soonest; from the next as well when it fails or is slow. */
-  async #obtain(slab: Slab, urgent: boolean): Promise<Buffer> {
-    const holders = this.#inOrder(slab.holders);
-    const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
+  async #obtain(wish: Wish): Promise<Buffer[]> {
+    const holders = this.#inOrder(wish.slab.holders);
+    const { promise, resolve, reject } = Promise.withResolvers<Buffer[]>();
     let begun = 0;
     let failed = 0;
     const begin = (): void => {
@@ -218,7 +232,7 @@ export class Merger {
       if (relay === undefined) return;
       begun += 1;
       if (begun > 1) this.#statistics.refetched += 1;
-      this.#attempt(relay, slab, urgent).then(resolve, (error) => {
+      this.#attempt(relay, wish).then(resolve, (error) => {
         failed += 1;
         if (failed === holders.length) reject(error);
         else begin();
@@ -233,18 +247,26 @@ export class Merger {
     }
   }
 
-  async #attempt(relay: number, { slab, holders }: Slab, urgent: boolean): Promise<Buffer> {
+  /** The parts that are wanted, opened. */
+  async #attempt(relay: number, { slab, first, last, urgent }: Wish): Promise<Buffer[]> {
     const end = this.#ends[relay]!;
     const startedAt = performance.now();
     end.inFlight += 1;
     try {
       const client = await this.#client(relay);
-      const sealed = await client.get(slab, urgent);
+      const sealed = await client.get(slab.slab, { ...rangeOf(slab, first, last), urgent });
       if (!sealed)
-        throw new AppError('not_found', `Slab ${slab} is not at relay ${relay + 1} of ${holders.length}`);
-      const body = this.#seal.open(slab, sealed);
+        throw new AppError(
+          'not_found',
+          `Slab ${slab.slab} is not at relay ${relay + 1} of ${this.#ends.length}`,
+        );
+      let at = 0;
+      const bodies = slab.parts.slice(first, last + 1).map((bytes, index) => {
+        at += bytes;
+        return this.#seal.open(slab.slab, first + index, sealed.subarray(at - bytes, at));
+      });
       end.latencyMs += (performance.now() - startedAt - end.latencyMs) / 4;
-      return body;
+      return bodies;
     } catch (error) {
       if (error instanceof AppError && error.code === 'image_corrupt') this.#statistics.wrong += 1;
       end.restsUntil = performance.now() + restMs;
