@@ -299,7 +299,10 @@ export class DestinationMigration {
       complete,
       divided: this.#manifest !== undefined,
     });
-    if (found === 'loaded' || found === 'running') this.#watchCompletion();
+    // A QEMU whose guest waits for a page may say nothing at all.
+    const hasArrived = this.state.name === 'arrived' || this.state.name === 'merging';
+    if (found === 'loaded' || found === 'running' || (found === 'waiting' && hasArrived))
+      this.#watchCompletion();
   }
 
   /** An operator's word that the source will not run the VM. */

@@ -103,7 +103,8 @@ export async function waitUntilComplete(
       if (status !== undefined) asked = undefined;
       const now = status ?? told;
       if (now === 'completed') return;
-      if (now === 'postcopy-paused') await whilePaused();
+      // One that was found so by a new daemon and says nothing may be paused, and held up by a page that nobody sends.
+      if (now === 'postcopy-paused' || now === undefined) await whilePaused();
       await delay(20, signal);
     }
   } finally {
