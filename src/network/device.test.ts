@@ -82,6 +82,21 @@ test('a path over which nothing comes leaves the old one in place, until a later
   assert.deepEqual(done.slice(-2), ['endpoint delete id 1', 'endpoint delete id 2']);
 });
 
+test('a path that does not answer is made again as another one', async () => {
+  let tries = 0;
+  const options = { joinTimeoutMs: 60_000, joinAgainMs: 5 };
+  const { device, done } = fakeDevice(options, (address) => address === cafe.address && ++tries === 2);
+  using _ = device;
+  await device.start(home, signal);
+  assert.deepEqual(await device.arrived(cafe, signal), { joined: 'yes' });
+  assert.deepEqual(done.slice(3), [
+    'endpoint add 10.2.0.200 dev wlan0 id 2 subflow fullmesh',
+    'endpoint delete id 2',
+    'endpoint add 10.2.0.200 dev wlan0 id 3 subflow fullmesh',
+    'endpoint delete id 1',
+  ]);
+});
+
 test('a device without connections waits for nothing', async () => {
   const { device, done } = fakeDevice({}, () => false, '');
   using _ = device;

@@ -29,6 +29,8 @@ export interface MptcpDeviceOptions {
   cellular?: DevicePath;
   /** For a connection to come to a new path. */
   joinTimeoutMs?: number;
+  /** The kernel tries a new path once; after so long without an answer it is made again, as another one. */
+  joinAgainMs?: number;
 }
 
 export interface Roamed {
@@ -114,7 +116,8 @@ export class MptcpDevice implements Disposable {
     const whenJoined = hasConnections ? this.#whenJoined(path.address, signal) : undefined;
     if (before) this.#leftIds.push(before.id);
     await this.#addRadio(path, signal);
-    const joined = whenJoined === undefined ? 'none' : (await whenJoined) ? 'yes' : 'no';
+    const hasJoined = whenJoined && (await this.#tryUntil(whenJoined, path, signal));
+    const joined = hasJoined === undefined ? 'none' : hasJoined ? 'yes' : 'no';
     if (joined === 'no') return { joined };
     if (joined === 'yes') await sleep(settleMs, undefined, { signal });
     for (const id of this.#leftIds.splice(0)) await this.#do([planEndpointRemoval(id)], signal);
@@ -123,6 +126,16 @@ export class MptcpDevice implements Disposable {
       this.#hasCellular = false;
     }
     return { joined };
+  }
+
+  async #tryUntil(whenJoined: Promise<boolean>, path: DevicePath, signal: AbortSignal): Promise<boolean> {
+    const { joinAgainMs = 3000 } = this.#options;
+    for (;;) {
+      const hasJoined = await Promise.race([whenJoined, sleep(joinAgainMs, undefined, { signal })]);
+      if (hasJoined !== undefined) return hasJoined;
+      await this.#do([planEndpointRemoval(this.#radio!.id)], signal);
+      await this.#addRadio(path, signal);
+    }
   }
 
   async #addRadio(path: DevicePath, signal: AbortSignal): Promise<void> {
