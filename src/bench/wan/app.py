@@ -3,7 +3,7 @@ import random
 import sqlite3
 import time
 
-RECORDS = 120_000
+RECORDS = 80_000
 WORDS = [
     "".join(random.Random(seed).choices("etaoinshrdlucmfwyp", k=2 + seed % 9)) for seed in range(5000)
 ]
