@@ -2,6 +2,7 @@
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { AppError } from '../model/errors.ts';
 import { Carrier, type CarrierOwner } from './carrier.ts';
+import type { EarlyConnection } from './early-connection.ts';
 import { protocolError, refusedByPeer, untrusted } from './errors.ts';
 import { encodeFrame } from './frame-encoder.ts';
 import type { Frame, HelloFrame } from './frames.ts';
@@ -55,14 +56,17 @@ export async function connect(
   limits: LinkLimits,
   signal: AbortSignal,
   onWelcome: (carrier: Carrier, welcome: Welcome) => void,
+  early?: EarlyConnection,
 ): Promise<void> {
   const timeout = AbortSignal.timeout(limits.connectTimeoutMs);
   const stop = AbortSignal.any([signal, timeout]);
-  const socket = await connectSocket(target, stop).catch((error) => {
-    if (timeout.aborted && !signal.aborted)
-      throw unreachable(target, `no connection in ${limits.connectTimeoutMs} ms`);
-    throw error;
-  });
+  const ready = await early?.take();
+  const socket = await (ready ??
+    connectSocket(target, stop).catch((error) => {
+      if (timeout.aborted && !signal.aborted)
+        throw unreachable(target, `no connection in ${limits.connectTimeoutMs} ms`);
+      throw error;
+    }));
   const answered = Promise.withResolvers<void>();
   let helloDue = true;
   const owner: CarrierOwner = {
@@ -105,7 +109,7 @@ export async function connect(
 }
 
 /** A TLS connection to the right cloudlet for the right purpose. */
-function connectSocket(target: Target, signal: AbortSignal): Promise<TLSSocket> {
+export function connectSocket(target: Target, signal: AbortSignal): Promise<TLSSocket> {
   const { purpose, credentials, expectCloudletId } = target;
   const url = new URL(target.url);
   const { promise, resolve, reject } = Promise.withResolvers<TLSSocket>();

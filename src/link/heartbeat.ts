@@ -17,6 +17,10 @@ export class Heartbeat {
     return this.#roundTrip.rttMs;
   }
 
+  get leastRttMs(): number | undefined {
+    return this.#roundTrip.leastRttMs;
+  }
+
   /** A new connection, maybe over another path: measure it at once. */
   restart(): void {
     this.#pongDue = undefined;

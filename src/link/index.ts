@@ -4,10 +4,11 @@
  */
 export { type AttachLinkOptions, attachLink, type Link } from './attach-link.ts';
 export type { LinkCredentials } from './connect.ts';
+export type { EarlyConnection } from './early-connection.ts';
 export type { Identify } from './identify.ts';
 export type { JsonObject } from './json.ts';
 export { defaultLimits, type LinkLimits } from './limits.ts';
-export { type OpenSessionOptions, openSession } from './open-session.ts';
+export { connectEarly, type OpenSessionOptions, openSession } from './open-session.ts';
 export { type LinkPurpose, linkPurposes, serverAlpnProtocols } from './purposes.ts';
 export { RateLimiter } from './rate-limiter.ts';
 export type { SharedLimits } from './sender.ts';

@@ -82,6 +82,7 @@ export class LinkSession extends Duplex implements Session {
     return {
       connected: this.#carrier !== undefined,
       rttMs: this.#heartbeat.rttMs ?? null,
+      leastRttMs: this.#heartbeat.leastRttMs ?? null,
       ...this.#sender.stats,
       receivedBytes: this.#receiver.receivedBytes,
       windowBytes: this.#receiver.windowBytes,

@@ -3,12 +3,19 @@
 /** The smoothed round trip, as TCP does it: each sample moves it by an eighth. */
 export class RoundTripMeter {
   #smoothedMs: number | undefined;
+  #leastMs: number | undefined;
+
+  /** The shortest one: what the path takes when nothing waits in it. */
+  get leastRttMs(): number | undefined {
+    return this.#leastMs;
+  }
 
   get rttMs(): number | undefined {
     return this.#smoothedMs;
   }
 
   sample(rttMs: number): void {
+    this.#leastMs = Math.min(this.#leastMs ?? rttMs, rttMs);
     this.#smoothedMs =
       this.#smoothedMs === undefined ? rttMs : this.#smoothedMs + (rttMs - this.#smoothedMs) / 8;
   }
@@ -16,6 +23,7 @@ export class RoundTripMeter {
   /** A new connection may take another path. */
   reset(): void {
     this.#smoothedMs = undefined;
+    this.#leastMs = undefined;
   }
 }
 

@@ -1,7 +1,9 @@
 /** The client's end: opens a session and connects again whenever its connection is lost. */
 import { randomBytes } from 'node:crypto';
 import { AppError, asAppError } from '../model/errors.ts';
+import type { Carrier } from './carrier.ts';
 import { connect, FinalFailure, type LinkCredentials, type Target } from './connect.ts';
+import { EarlyConnection } from './early-connection.ts';
 import { gaveUp } from './errors.ts';
 import { type HelloFrame, maxMetadataBytes, secretBytes, sessionIdBytes } from './frames.ts';
 import type { Identify } from './identify.ts';
@@ -28,6 +30,8 @@ export interface OpenSessionOptions {
   /** An abort ends the session, also after it has been opened. */
   signal?: AbortSignal;
   limits?: Partial<LinkLimits>;
+  /** A connection for the same peer and purpose that was begun before; it is used if it is still good. */
+  early?: EarlyConnection | undefined;
 }
 
 /**
@@ -65,7 +69,7 @@ export async function openSession(options: OpenSessionOptions): Promise<Session>
   const onAbort = () => session.destroy(abortReason(options.signal!));
   options.signal?.addEventListener('abort', onAbort, { once: true });
   session.gone.then(() => options.signal?.removeEventListener('abort', onAbort));
-  void keepConnected(session, target, limits, opened.resolve);
+  void keepConnected(session, target, limits, opened.resolve, options.early);
   try {
     await opened.promise;
   } catch (error) {
@@ -76,12 +80,20 @@ export async function openSession(options: OpenSessionOptions): Promise<Session>
   return session;
 }
 
+/** Begins to connect for a session that will be opened soon, see `EarlyConnection`. */
+export function connectEarly(
+  options: Pick<OpenSessionOptions, 'url' | 'tls' | 'expectCloudletId' | 'identify' | 'purpose' | 'limits'>,
+): EarlyConnection {
+  return new EarlyConnection(targetOf(options)(), resolveLimits(options.limits));
+}
+
 /** Connects, waits until the connection is lost, rests, and connects again, as long as the session wants one. */
 async function keepConnected(
   session: LinkSession,
   target: () => Target,
   limits: LinkLimits,
   onOpen: () => void,
+  early?: EarlyConnection,
 ): Promise<void> {
   const secret = randomBytes(secretBytes);
   const stop = new AbortController();
@@ -104,13 +116,14 @@ async function keepConnected(
     const lost = Promise.withResolvers<void>();
     session.once('disconnected', lost.resolve);
     try {
-      await connect(target(), hello, limits, stop.signal, (carrier, welcome) => {
+      const onWelcome = (carrier: Carrier, welcome: { received: number; limit: number }) => {
         if (!session.wantsConnection) return carrier.destroy();
         isOpen = true;
         restMs = limits.firstBackOffMs;
         onOpen();
         session.attach(carrier, welcome);
-      });
+      };
+      await connect(target(), hello, limits, stop.signal, onWelcome, attempt === 1 ? early : undefined);
       await Promise.race([lost.promise, session.gone]);
     } catch (failure) {
       if (stop.signal.aborted) return;
@@ -143,7 +156,9 @@ function rest(ms: number, signal: AbortSignal): Promise<void> {
   });
 }
 
-function targetOf({ url, tls, expectCloudletId, identify, purpose }: OpenSessionOptions): () => Target {
+type Where = Pick<OpenSessionOptions, 'url' | 'tls' | 'expectCloudletId' | 'identify' | 'purpose'>;
+
+function targetOf({ url, tls, expectCloudletId, identify, purpose }: Where): () => Target {
   if (!URL.canParse(url) || new URL(url).protocol !== 'https:') {
     throw new AppError('invalid_request', `Cannot open a session with ${url}: wanted https://host:port`, {
       problems: [{ field: 'url', value: url, wanted: 'https://host:port' }],

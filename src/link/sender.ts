@@ -44,6 +44,7 @@ export class Sender {
       sentBytes: this.#outgoing.sentBytes,
       resentBytes: this.#outgoing.resentBytes,
       unacknowledgedBytes: this.#outgoing.unacknowledgedBytes,
+      unsentBytes: this.#outgoing.unsentBytes,
     };
   }
 

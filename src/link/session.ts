@@ -20,6 +20,8 @@ export interface SessionStats {
   connected: boolean;
   /** Smoothed round trip of the present connection; null before the first PONG. */
   rttMs: number | null;
+  /** The shortest round trip of the present connection. */
+  leastRttMs: number | null;
   /** How fast bytes arrive at the peer, in bits per second: the best of the last second or so. */
   deliveryRateBps: number;
   /** Bytes of the stream that were sent, each counted once. */
@@ -29,6 +31,8 @@ export interface SessionStats {
   receivedBytes: number;
   /** Sent bytes that are kept because the peer has not confirmed them. */
   unacknowledgedBytes: number;
+  /** Written bytes that wait for their turn. */
+  unsentBytes: number;
   /** The window that we grant. */
   windowBytes: number;
   reconnects: number;

@@ -29,6 +29,12 @@ const settlePollMs = 10;
 export const unlimitedBytesPerSecond = 10 ** 12;
 const defaultBytesPerSecond = 128 * 1024 * 1024;
 const defaultDowntimeMs = 300;
+/** Of the pause that a mode with post-copy may make for memory: what takes longer comes after the VM runs again. */
+const shortPauseMs = 40;
+/** Until the link is known. */
+const firstSwitchoverBytes = 1024 * 1024;
+/** What QEMU gets rid of in a moment when its pages are only noted. */
+const drainedBytes = 8 * 1024 * 1024;
 
 const ourCapabilities: MigrationCapability[] = [
   'events',
@@ -47,13 +53,21 @@ export interface MemoryOutOptions {
   channels: number;
   signal: AbortSignal;
   onInfo: (info: MigrationInfo) => void;
-  /**
-   * Post-copy without QEMU's doing: called when it is time for it, after which QEMU is to complete as pre-copy soon.
-   * Without it QEMU does the post-copy.
-   */
-  drain?: () => void;
+  /** An agent reads QEMU's stream, and knows better than QEMU what becomes of it. */
+  agent?: MemoryAgent;
   /** Runs while the VM stands still, before the last state goes out. */
   whenPaused: () => Promise<void>;
+}
+
+export interface MemoryAgent {
+  /**
+   * Post-copy without QEMU's doing: called when it is time for it, after which QEMU is to complete as pre-copy soon.
+   * Without an agent QEMU does the post-copy.
+   */
+  drain(): void;
+  noteRound(round: number): void;
+  /** Bytes of changed memory that get over in a second; `undefined` while nobody knows. */
+  readonly changesPerSecond: number | undefined;
 }
 
 /** Resolves when the VM may be released. What it leaves on failure, `dropMemoryOut` takes away. */
@@ -66,13 +80,14 @@ export async function sendMemory(
   using wakeUps = new WakeUps(qmp, ['MIGRATION', 'MIGRATION_PASS']);
   await qmp.execute('migrate', { uri: `unix:${options.socketPath}` }, { signal });
   const rounds: Round[] = [];
+  let isDraining = false;
   let stoppedByUs = false;
   let isContinued = false;
   for (;;) {
     const info = await qmp.execute('query-migrate', undefined, { signal });
     onInfo(info);
     throwIfOver(info);
-    noteRound(rounds, info);
+    if (noteRound(rounds, info, options.agent) && !isDraining) await setPace(qmp, options);
     if (info.status === 'pre-switchover' && !isContinued) {
       await whenPaused();
       if (stoppedByUs) return { stoppedByUs };
@@ -80,8 +95,11 @@ export async function sendMemory(
       isContinued = true;
     }
     if (info.status === 'completed') return { stoppedByUs };
-    if (info.status === 'active' && options.drain && isTimeForPostcopy(mode, rounds)) options.drain();
-    else if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
+    if (info.status === 'active' && options.agent && isTimeForPostcopy(mode, rounds)) {
+      if (!isDraining) await setSwitchoverSize(qmp, drainedBytes, options.limits().downtimeMs);
+      isDraining = true;
+      options.agent.drain();
+    } else if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
       // QEMU would let the VM run again if the switch to post-copy failed; a VM that we stopped it leaves alone.
       await qmp.execute('stop', undefined, { signal });
       stoppedByUs = true;
@@ -166,11 +184,12 @@ export async function dropMemoryOut(qmp: QmpConnection, signal: AbortSignal): Pr
     'max-bandwidth': defaultBytesPerSecond,
     'max-postcopy-bandwidth': 0,
   });
+  await setSwitchoverSize(qmp, 0, defaultDowntimeMs);
 }
 
 async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<void> {
   const { mode, channels } = options;
-  const hasPostcopy = mode !== 'precopy' && !options.drain;
+  const hasPostcopy = mode !== 'precopy' && !options.agent;
   await setCapabilities(qmp, [
     'events',
     'pause-before-switchover',
@@ -181,6 +200,26 @@ async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<v
   if (channels > 0 && !hasPostcopy)
     await qmp.execute('migrate-set-parameters', { 'multifd-channels': channels });
   await setLimits(qmp, options.limits());
+  if (options.agent) await setSwitchoverSize(qmp, firstSwitchoverBytes, options.limits().downtimeMs);
+}
+
+/**
+ * QEMU takes what it writes to be what the link carries, and would stop the VM with as much left as that carries in the
+ * longest pause. What our agent makes of it is another matter, so it is told how much it may be.
+ */
+async function setPace(qmp: QmpConnection, { agent, mode, limits }: MemoryOutOptions): Promise<void> {
+  const { downtimeMs } = limits();
+  const pauseMs = mode === 'precopy' ? downtimeMs : Math.min(downtimeMs, shortPauseMs);
+  const speed = agent?.changesPerSecond;
+  if (speed !== undefined) await setSwitchoverSize(qmp, (speed * pauseMs) / 1000, downtimeMs);
+}
+
+/** With so many bytes left or less, QEMU stops the VM. 0: as it thinks best itself. QEMU before 8.2 always does that. */
+async function setSwitchoverSize(qmp: QmpConnection, bytes: number, downtimeMs: number): Promise<void> {
+  const speed = bytes === 0 ? 0 : Math.max(1, Math.ceil((bytes * 1000) / downtimeMs));
+  await qmp.execute('migrate-set-parameters', { 'avail-switchover-bandwidth': speed }).catch((error) => {
+    if (!(error instanceof AppError) || error.details.qmpClass === undefined) throw error;
+  });
 }
 
 async function setCapabilities(qmp: QmpConnection, on: readonly MigrationCapability[]): Promise<void> {
@@ -188,9 +227,16 @@ async function setCapabilities(qmp: QmpConnection, on: readonly MigrationCapabil
   await qmp.execute('migrate-set-capabilities', { capabilities });
 }
 
-function noteRound(rounds: Round[], { ram }: MigrationInfo): void {
+/** Whether another one has begun. */
+function noteRound(rounds: Round[], { ram }: MigrationInfo, agent: MemoryAgent | undefined): boolean {
   const number = ram?.['dirty-sync-count'] ?? 0;
-  if (ram && number > (rounds.at(-1)?.number ?? 0)) rounds.push({ number, remainingBytes: ram.remaining });
+  if (!ram || number <= (rounds.at(-1)?.number ?? 0)) return false;
+  const remainingBytes = ram.remaining;
+  agent?.noteRound(number);
+  const speed = agent?.changesPerSecond;
+  const forecast = speed === undefined ? {} : { forecastMs: (remainingBytes * 1000) / speed };
+  rounds.push({ number, remainingBytes, atMs: performance.now(), ...forecast });
+  return true;
 }
 
 const isAtRest = (status: MigrationStatus | undefined): boolean =>

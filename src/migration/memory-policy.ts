@@ -6,12 +6,17 @@ export interface Round {
   number: number;
   /** What was left to send. */
   remainingBytes: number;
+  /** When it began, and how long it will take: where the speed of the link is known. */
+  atMs?: number;
+  forecastMs?: number;
 }
 
 /** A hybrid sends everything once and what changed meanwhile once more; what is left then is what stays hot. */
 const hybridRounds = 2;
 /** A round that leaves more than this share of the one before does not get to the end in useful time. */
 const stalledShare = 0.7;
+/** A round that is so short gets to the end whatever the guest writes. */
+const shortMs = 60;
 
 /** `rounds` are those that have begun, oldest first. */
 export function isTimeForPostcopy(mode: MigrationMode, rounds: readonly Round[]): boolean {
@@ -20,6 +25,11 @@ export function isTimeForPostcopy(mode: MigrationMode, rounds: readonly Round[])
   if (mode === 'postcopy') return true;
   if (mode === 'hybrid') return last.number > hybridRounds;
   const [before, previous] = [rounds.at(-3), rounds.at(-2)];
+  if (previous?.atMs !== undefined && last.atMs !== undefined && last.forecastMs !== undefined) {
+    // What the guest wrote in this time takes as long to send: the next rounds will not be shorter.
+    const tookMs = last.atMs - previous.atMs;
+    return last.forecastMs > shortMs && last.forecastMs > tookMs * stalledShare;
+  }
   if (!before || !previous || last.number <= 3) return false;
   // Twice in a row, for one burst of the guest says little.
   return hasStalled(before, previous) && hasStalled(previous, last);

@@ -29,6 +29,7 @@ import {
   dropMemoryOut,
   isBoundToPostcopy,
   letGo,
+  type MemoryAgent,
   resumePostcopy,
   sendMemory,
   setLimits,
@@ -349,7 +350,7 @@ export class SourceMigration {
       limits,
       channels: isCondensed ? 0 : channels,
       signal,
-      ...(isCondensed && { drain: () => this.#agent?.drain() }),
+      ...(isCondensed && { agent: this.#paceOfAgent() }),
       onInfo: (info) => {
         this.#tracker.memory(info);
         this.#tellCondensed();
@@ -510,6 +511,18 @@ export class SourceMigration {
         return found.map((block) => (this.#diskAgent?.isPending(block) ? noBlock : block));
       },
       async [Symbol.asyncDispose]() {},
+    };
+  }
+
+  /** Of the agent that there is by then. */
+  #paceOfAgent(): MemoryAgent {
+    const agent = () => this.#agent;
+    return {
+      drain: () => agent()?.drain(),
+      noteRound: (round) => agent()?.noteRound(round),
+      get changesPerSecond() {
+        return agent()?.changesPerSecond;
+      },
     };
   }
 

@@ -64,6 +64,8 @@ export interface MigrationParameters {
   'cpu-throttle-increment'?: number;
   'max-cpu-throttle'?: number;
   'multifd-channels'?: number;
+  /** QEMU 8.2 and later: bytes per second that count for the switchover, instead of what QEMU has measured. */
+  'avail-switchover-bandwidth'?: number;
   'multifd-compression'?: 'none' | 'zlib' | 'zstd';
 }
 

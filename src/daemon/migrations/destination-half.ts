@@ -9,6 +9,7 @@ import type { Managed } from '../vms/registry.ts';
 import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing } from './doubt.ts';
 import { type HalfParts, narrate } from './half.ts';
+import { InTouch } from './in-touch.ts';
 import { ManifestFile } from './manifest-file.ts';
 import type { DestinationRecord } from './record.ts';
 
@@ -40,6 +41,7 @@ export function makeDestination(
     tell.attention(explain(peer.name));
   });
   const lacksPages = (): boolean => migration.state.name === 'arrived' && !migration.state.complete;
+  const inTouch = new InTouch(() => peers.warm(peer.id));
   let arriving = found;
   let isOver = false;
   let hasArrived = false;
@@ -140,6 +142,7 @@ export function makeDestination(
       onState: (state) => {
         meter?.sample();
         if (state.name === 'merging') hasMerged = true;
+        inTouch.keep(state.name === 'reserved' || state.name === 'waiting');
         if (!lacksPages()) doubt.note(isDestinationInDoubt(state));
         tell.state(state.name);
         if (state.name === 'arrived' && arriving && arriving.record.state === 'arriving')

@@ -2,7 +2,7 @@
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
-import { openSession, type Session } from '../../link/index.ts';
+import { connectEarly, type EarlyConnection, openSession, type Session } from '../../link/index.ts';
 import type { Merged, Ticket, ToDestination, ToSource } from '../../migration/protocol.ts';
 import type { SessionPurpose } from '../../migration/source.ts';
 import { AppError } from '../../model/errors.ts';
@@ -36,6 +36,8 @@ export class PeerSide {
   readonly #identity: () => CloudletIdentity;
   readonly #fleet: Fleet;
   readonly limits: LinkLimits;
+  /** Connections for sessions to come, by peer and purpose. */
+  readonly #early = new Map<string, EarlyConnection>();
 
   constructor(options: { identity: () => CloudletIdentity; fleet: Fleet; linkLimits: LinkLimits }) {
     this.#identity = options.identity;
@@ -74,6 +76,39 @@ export class PeerSide {
     });
   }
 
+  /**
+   * Sees to it that the next message need not wait for a connection: TCP and TLS take two round trips, which nobody
+   * has left when the VM stands still.
+   */
+  async warm(peerId: Uuid): Promise<void> {
+    await this.#fleet.client
+      .fetch(this.find(peerId), '/v1/health', { timeoutMs: messageTimeoutMs })
+      .catch(() => {});
+  }
+
+  /** Begins to connect for a session whose ticket is still to come. */
+  expect(peerId: Uuid, purpose: SessionPurpose): void {
+    const key = `${peerId} ${purpose}`;
+    this.#early.get(key)?.[Symbol.dispose]();
+    this.#early.set(
+      key,
+      connectEarly({
+        url: this.find(peerId).url,
+        tls: () => this.#identity().tls,
+        expectCloudletId: peerId,
+        identify: this.#fleet.identify,
+        purpose: linkPurposes[purpose],
+      }),
+    );
+  }
+
+  #takeEarly(peerId: Uuid, purpose: string): EarlyConnection | undefined {
+    const key = `${peerId} ${purpose}`;
+    const early = this.#early.get(key);
+    this.#early.delete(key);
+    return early;
+  }
+
   /** A session for bytes of the VM, with the right that the ticket gives. */
   openSession(
     peerId: Uuid,
@@ -108,6 +143,7 @@ export class PeerSide {
       ...(signal && { signal }),
       limits: { openTimeoutMs: timeoutMs },
       sharedLimits: this.limits.of(hello.migrationId),
+      early: this.#takeEarly(peerId, purpose),
     });
     // Whoever reads or writes it meets the error there.
     session.on('error', () => {});

@@ -140,6 +140,7 @@ export class MigrationService {
   /** Starts a migration and answers with the operation that ends when it has. */
   async start(reference: string, request: MigrateVm): Promise<Operation> {
     const { registry } = this.#options;
+    this.#connectEarly(reference, request);
     const { id, managed, peer, vm, options, problems, hasImage } = await this.#ask(reference, request);
     if (problems.length > 0) throw refused(vm, peer, problems);
     await this.#options.companion.beforeStart({ id, vm, options, peer, hasImage });
@@ -173,6 +174,13 @@ export class MigrationService {
         if (!this.#journal.get(id)) await this.#options.networks.source.stayed(id, managed);
       }
     });
+  }
+
+  /** For the session that is wanted first, while both sides are asked whether the VM fits. */
+  #connectEarly(reference: string, { to, storage }: MigrateVm): void {
+    const { spec } = this.#options.registry.find(reference).record;
+    const isShared = storage === 'shared' || (storage !== 'copied' && spec.disk.storage !== undefined);
+    this.#peers.expect(this.#peers.find(to).id, isShared ? 'memory' : 'disk');
   }
 
   async #ask(reference: string, request: MigrateVm) {

@@ -10,6 +10,7 @@ import type { Managed } from '../vms/registry.ts';
 import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtSource, isSourceInDoubt } from './doubt.ts';
 import { type HalfParts, narrate } from './half.ts';
+import { InTouch } from './in-touch.ts';
 import { LinkMeter } from './link-meter.ts';
 import type { SourceRecord } from './record.ts';
 
@@ -39,6 +40,7 @@ export function makeSource(
   let since = performance.now();
   let isOver = false;
   const link = new LinkMeter();
+  const inTouch = new InTouch(() => peers.warm(peer.id));
   peers.limits.setMigration(id, options.limits.bandwidthBps);
   const meter = new CostMeter({
     pid: () => managed?.record.process?.pid,
@@ -102,6 +104,7 @@ export function makeSource(
         since = performance.now();
         if (state.name === 'copying') meter.copyBegins();
         else meter.sample();
+        inTouch.keep(state.name === 'copying');
         doubt.note(isSourceInDoubt(state));
         tell.state(state.name);
         if (!isSourceOver(state) || isOver) return;

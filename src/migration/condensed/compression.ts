@@ -15,6 +15,9 @@ const level = 1;
 const retryEvery = 16;
 /** Below this the compressor is never the bottleneck. */
 const smallBytes = 64 * 1024;
+/** On a slower link it is not either, whatever a busy moment of the machine made of it. */
+const slowBytesPerSecond = 40e6;
+const worthRatio = 0.95;
 const smoothing = 0.3;
 /** What zstd may add to bytes that it cannot compress, and more. */
 const slackBytes = 8 * 1024;
@@ -32,6 +35,7 @@ export class Compressor {
   #speed = 0;
   #ratio = 0.5;
   #plainInRow = 0;
+  #running = 0;
   readonly #mode: CompressionMode;
 
   constructor(mode: CompressionMode = 'adaptive') {
@@ -48,14 +52,19 @@ export class Compressor {
   /** The bytes may change when it is done, and not before. */
   async squeeze(bytes: Buffer): Promise<Squeezed & { tookMs: number }> {
     const startedAt = performance.now();
+    this.#running += 1;
+    const atFirst = this.#running;
     const squeezed = await compress(bytes, {
       params: { [constants.ZSTD_c_compressionLevel]: level },
       // Of one piece mostly: each piece more is another turn in a thread, and too large a one is memory for nothing.
       chunkSize: Math.ceil(bytes.length * Math.min(1, this.#ratio * 1.2)) + slackBytes,
     });
     const ms = performance.now() - startedAt;
+    // Others were compressed in the same time.
+    const together = (atFirst + this.#running) / 2;
+    this.#running -= 1;
     if (bytes.length > smallBytes) {
-      const speed = (bytes.length * 1000) / Math.max(0.01, ms);
+      const speed = (bytes.length * together * 1000) / Math.max(0.01, ms);
       this.#speed = this.#speed === 0 ? speed : smooth(this.#speed, speed);
       this.#ratio = smooth(this.#ratio, squeezed.length / bytes.length);
     }
@@ -66,6 +75,7 @@ export class Compressor {
   #isFaster(bytes: number, linkSpeed: number | undefined): boolean {
     if (bytes < smallBytes || linkSpeed === undefined || this.#speed === 0) return true;
     if (this.#plainInRow >= retryEvery) return true;
+    if (linkSpeed < slowBytesPerSecond) return this.#ratio < worthRatio;
     // Compressing and sending go on side by side, so the slower of the two counts.
     const plain = bytes / linkSpeed;
     const squeezed = Math.max(bytes / this.#speed, (bytes * this.#ratio) / linkSpeed);

@@ -3,21 +3,24 @@
  * urgent or last does not stand behind much else. Measures how fast the link takes them.
  */
 import type { Writable } from 'node:stream';
-import type { SessionStats } from '../../link/index.ts';
 import { KiB } from '../../model/units.ts';
 import { delay } from '../../qmp/index.ts';
+import { isShallow, statsOf } from './in-flight.ts';
 
 /** So many frames may be under way; more only make the queue longer. */
 const mostFrames = 4;
 const smoothing = 0.2;
 /** Below this in flight a link may be idle, and what it delivered says nothing of what it could. */
 const busyBytes = 256 * KiB;
+const shallowPollMs = 2;
 
 export interface OutboxOptions {
   link: Writable;
   signal: AbortSignal;
   /** Bits per second, as wanted now; `undefined` for no limit. */
   limitBps: () => number | undefined;
+  /** Whether what is sent next must not wait behind much. */
+  isUrgent?: () => boolean;
 }
 
 export class Outbox {
@@ -52,9 +55,9 @@ export class Outbox {
   /** Bytes per second that the link takes while there is something to send; `undefined` when not measured yet. */
   get speed(): number | undefined {
     const written = this.#lateBytes === 0 ? undefined : (this.#lateBytes * 1000) / this.#lateMs;
-    const { link } = this.#options;
-    if (!('stats' in link)) return written;
-    const { deliveryRateBps, unacknowledgedBytes } = link.stats as SessionStats;
+    const stats = statsOf(this.#options.link);
+    if (!stats) return written;
+    const { deliveryRateBps, unacknowledgedBytes } = stats;
     if (deliveryRateBps === 0 || unacknowledgedBytes < busyBytes) return written;
     return Math.min(written ?? Number.POSITIVE_INFINITY, deliveryRateBps / 8);
   }
@@ -94,6 +97,8 @@ export class Outbox {
   async #write(pieces: readonly Uint8Array[]): Promise<void> {
     const { link, signal, limitBps } = this.#options;
     const startedAt = performance.now();
+    while (this.#options.isUrgent?.() && !isShallow(link))
+      await Promise.race([delay(shallowPollMs, signal), this.#failed.promise]);
     const written = Promise.withResolvers<void>();
     link.cork();
     for (const [index, piece] of pieces.entries())

@@ -75,6 +75,12 @@ const slabPages = 64;
 const scannedPages = 2048;
 /** Frames that may wait for the link beside pages: where slabs are is a few bytes each. */
 const mostWords = 63;
+/** So long the link may take for what changes most before the VM runs at the destination, which would ask for it at once. */
+const hotMs = 80;
+/** At a time, so that what is too much is noticed soon. */
+const hotPages = 32;
+/** Until a round has shown how well what changes can be condensed. */
+const unknownRatio = 1;
 /** With a page that is asked for come those behind it, which a guest mostly wants next. */
 const prefetchPages = 16;
 /** QEMU numbers sections from 0; this is none of them, and what the number of RAM was nobody needs to remember. */
@@ -101,6 +107,12 @@ export class SourceAgent {
   #pending = new PageSet(0);
   /** Pages that QEMU has not written even once. */
   #unseen = new PageSet(0);
+  /** How often each page was written again, as far as QEMU has told. */
+  #heat = new Uint8Array(0);
+  #round = 1;
+  /** Of the round before: bytes on the link for each byte of the guest. */
+  #ratio = unknownRatio;
+  #atRound = { guestBytes: 0, wireBytes: 0 };
   #nextPush = 0;
   #leastRttMs = Number.POSITIVE_INFINITY;
   /** When the destination last asked for something. */
@@ -118,7 +130,9 @@ export class SourceAgent {
     this.#options = options;
     this.#sentBefore = options.statistics.wireBytes;
     const { link, limitBps } = options;
-    this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps });
+    // The first round is as long as it is; from the second on, the end may be near.
+    const isUrgent = () => this.#round > 1 || this.#state !== 'copying';
+    this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps, isUrgent });
     if (options.drainAtOnce) this.drain();
   }
 
@@ -133,6 +147,23 @@ export class SourceAgent {
   drain(): void {
     if (this.#state !== 'copying' || !this.#options.memory || this.#options.mode === 'precopy') return;
     this.#state = 'draining';
+  }
+
+  /** QEMU has begun another round. */
+  noteRound(round: number): void {
+    if (round <= this.#round) return;
+    this.#round = round;
+    const { guestBytes, wireBytes } = this.statistics;
+    const guest = guestBytes - this.#atRound.guestBytes;
+    // The first one is all of the memory, of which the other end has most: it says nothing about what changes.
+    if (guest > 0 && round > 2) this.#ratio = Math.min(1, (wireBytes - this.#atRound.wireBytes) / guest);
+    this.#atRound = { guestBytes, wireBytes };
+  }
+
+  /** Bytes of the guest's changes that the link takes in a second; `undefined` while nobody knows. */
+  get changesPerSecond(): number | undefined {
+    const { speed } = this.#outbox;
+    return speed === undefined ? undefined : speed / Math.max(0.01, this.#ratio);
   }
 
   /** Resolves when the destination needs nothing any more. Whatever breaks it, it destroys the link. */
@@ -237,6 +268,7 @@ export class SourceAgent {
     this.#pending = new PageSet(table.pages);
     this.#unseen = new PageSet(table.pages);
     this.#unseen.addRange(0, table.pages);
+    this.#heat = new Uint8Array(table.pages);
     this.#condenser = new Condenser({
       pages: table.pages,
       sets: this.#sets,
@@ -254,8 +286,12 @@ export class SourceAgent {
     this.#outbox.send(encodeJson(frame.blocks, { sectionId: this.#sectionId, blocks }));
   }
 
+  #see(page: number): void {
+    if (!this.#unseen.delete(page) && this.#heat[page]! < 255) this.#heat[page]! += 1;
+  }
+
   #page(page: number, buffer: Buffer, at: number): void {
-    this.#unseen.delete(page);
+    this.#see(page);
     if (this.#state !== 'copying') {
       this.#pending.add(page);
       return;
@@ -265,7 +301,7 @@ export class SourceAgent {
   }
 
   #zeroPage(page: number): void {
-    this.#unseen.delete(page);
+    this.#see(page);
     if (this.#state !== 'copying') {
       this.#pending.add(page);
       return;
@@ -280,15 +316,17 @@ export class SourceAgent {
     this.#batch = this.#spare.pop() ?? new PageBatch();
   }
 
-  #dispatch(batch: PageBatch, plain: boolean): void {
+  #dispatch(batch: PageBatch, plain: boolean): Promise<Uint8Array[]> {
     const onTaken = () => {
       batch.clear();
       this.#spare.push(batch);
     };
-    this.#outbox.send(this.#condenser!.condense(batch, { plain, onTaken }));
+    const condensed = this.#condenser!.condense(batch, { plain, onTaken });
+    this.#outbox.send(condensed);
     this.#outbox.onRoom(() => {
       if (this.#outbox.isIdle && this.#state === 'copying') this.#flush();
     });
+    return condensed;
   }
 
   /** The state of the devices and what is still to come, in one flight. */
@@ -297,6 +335,7 @@ export class SourceAgent {
     const isPostcopy = this.#state === 'draining';
     if (isPostcopy) {
       for (const [first, count] of this.#unseen.runs()) this.#pending.addRange(first, count);
+      await this.#sendHot();
       this.#condenser!.enterPostcopy();
     }
     this.#state = 'serving';
@@ -320,6 +359,24 @@ export class SourceAgent {
       },
       wake: () => this.#wake.resolve(),
     });
+  }
+
+  /**
+   * The VM stands still, and would ask first of all for the pages that it writes all the time: a round trip for each.
+   * So they go before it runs, the hottest first, as many as the link takes in a moment.
+   */
+  async #sendHot(): Promise<void> {
+    const hot: number[] = [];
+    for (const [first, count] of this.#pending.runs())
+      for (let page = first; page < first + count; page++) if (this.#heat[page]! > 0) hot.push(page);
+    hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
+    let leftBytes = ((this.#outbox.speed ?? 0) * hotMs) / 1000;
+    for (let at = 0; at < hot.length && leftBytes > 0; at += hotPages) {
+      const batch = this.#spare.pop() ?? new PageBatch();
+      for (const page of hot.slice(at, at + hotPages)) this.#takePending(batch, page, 1);
+      const frame = await this.#dispatch(batch, false);
+      leftBytes -= frame.reduce((sum, { length }) => sum + length, 0);
+    }
   }
 
   /** Goes on where another agent, perhaps of an earlier daemon, was cut off. */

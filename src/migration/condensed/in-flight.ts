@@ -1,0 +1,24 @@
+/**
+ * How much may be under way over a link that has to stay quick to answer: what fills it and no more. What is queued
+ * beyond that, in whatever buffers lie between, is what the next page has to wait behind.
+ */
+import type { Writable } from 'node:stream';
+import type { SessionStats } from '../../link/index.ts';
+import { KiB } from '../../model/units.ts';
+
+/** A link may always have so much under way, however slow it seems. */
+const leastBytes = 128 * KiB;
+/** The other end holds an acknowledgement back for 20 ms, and processes take their turns. */
+const slackMs = 60;
+
+/** What a link measures of itself; `undefined` for one that measures nothing. */
+export const statsOf = (link: Writable): SessionStats | undefined =>
+  'stats' in link ? (link.stats as SessionStats) : undefined;
+
+export function isShallow(link: Writable): boolean {
+  const stats = statsOf(link);
+  if (!stats) return true;
+  const { unacknowledgedBytes, unsentBytes, deliveryRateBps, leastRttMs } = stats;
+  const filledBytes = (deliveryRateBps / 8000) * ((leastRttMs ?? 0) + slackMs);
+  return unacknowledgedBytes + unsentBytes <= Math.max(leastBytes, filledBytes);
+}
