@@ -25,3 +25,18 @@ test('auto goes over when two rounds in a row hardly shrink it, but not for one 
   assert.equal(isTimeForPostcopy('auto', rounds(1000, 300, 290, 120)), false);
   assert.equal(isTimeForPostcopy('auto', rounds(1000, 300, 290, 280)), true);
 });
+
+test('where the speed of the link is known, auto goes over as soon as a round would take as long as the one before', () => {
+  const round = (number: number, atMs: number, forecastMs: number) => ({
+    number,
+    remainingBytes: 1,
+    atMs,
+    forecastMs,
+  });
+  const first = round(1, 0, 9000);
+  assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900)]), false);
+  assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 7000)]), true);
+  assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900), round(3, 9000, 50)]), false);
+  assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900), round(3, 9000, 800)]), true);
+  assert.equal(isTimeForPostcopy('precopy', [first, round(2, 8000, 7000)]), false);
+});

@@ -21,13 +21,23 @@ export interface OutboxOptions {
   limitBps: () => number | undefined;
   /** Whether what is sent next must not wait behind much. */
   isUrgent?: () => boolean;
+  /**
+   * So many bytes of frames may be made ahead of the link, so that it has something to carry while what is made next
+   * takes time and gives little. None if absent.
+   */
+  reserveBytes?: () => number;
 }
+
+const sizeOf = (pieces: readonly Uint8Array[]): number => pieces.reduce((sum, { length }) => sum + length, 0);
 
 export class Outbox {
   readonly #options: OutboxOptions;
   readonly #waiting: (() => void)[] = [];
   readonly #failed = Promise.withResolvers<never>();
   #frames = 0;
+  /** Of them: those that are still being made, and the bytes of those that are not. */
+  #making = 0;
+  #readyBytes = 0;
   #tail: Promise<void> = Promise.resolve();
   /** What was written of late, and how long that took: buffers take some frames at once, and then one for long. */
   #lateBytes = 0;
@@ -44,8 +54,10 @@ export class Outbox {
     options.link.on('error', (error) => this.#failed.reject(error));
   }
 
+  /** Beside the few frames that keep it going, more may wait that are made already, as far as there is a reserve. */
   get hasRoom(): boolean {
-    return this.#frames < mostFrames;
+    if (this.#frames < mostFrames) return true;
+    return this.#making < mostFrames && this.#readyBytes < (this.#options.reserveBytes?.() ?? 0);
   }
 
   get isIdle(): boolean {
@@ -69,20 +81,36 @@ export class Outbox {
 
   send(frame: Buffer | Promise<Uint8Array[]>): void {
     this.#frames += 1;
+    this.#making += 1;
+    const made = Promise.resolve(frame).then((pieces) => {
+      const bytes = Buffer.isBuffer(pieces) ? [pieces] : pieces;
+      this.#making -= 1;
+      this.#readyBytes += sizeOf(bytes);
+      this.#wake();
+      return bytes;
+    });
     // Waited for in its turn.
-    if (frame instanceof Promise) frame.catch(() => {});
+    made.catch(() => {});
     this.#tail = this.#tail
-      .then(async () => this.#write(frame instanceof Promise ? await frame : [frame]))
+      .then(async () => {
+        const pieces = await made;
+        this.#readyBytes -= sizeOf(pieces);
+        await this.#write(pieces);
+      })
       .catch((error) => this.#failed.reject(error))
       .finally(() => {
         this.#frames -= 1;
-        for (const wake of this.#waiting.splice(0)) wake();
+        this.#wake();
       });
   }
 
-  /** Resolves when a frame may be added, or with `frames` the number that may still be under way. */
-  async room(frames = mostFrames - 1): Promise<void> {
-    while (this.#frames > frames) {
+  #wake(): void {
+    for (const wake of this.#waiting.splice(0)) wake();
+  }
+
+  /** Resolves when a frame may be added, or with `frames` when no more than so many are under way. */
+  async room(frames?: number): Promise<void> {
+    while (frames === undefined ? !this.hasRoom : this.#frames > frames) {
       const { promise, resolve } = Promise.withResolvers<void>();
       this.#waiting.push(resolve);
       await Promise.race([promise, this.#failed.promise]);
@@ -108,7 +136,7 @@ export class Outbox {
       });
     link.uncork();
     await Promise.race([written.promise, this.#failed.promise]);
-    const frameBytes = pieces.reduce((sum, { length }) => sum + length, 0);
+    const frameBytes = sizeOf(pieces);
     this.sentBytes += frameBytes;
     const limit = limitBps();
     const dueMs = limit === undefined ? 0 : (frameBytes * 8000) / limit;

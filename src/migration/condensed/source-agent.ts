@@ -19,7 +19,7 @@ import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
 import type { SessionStats } from '../../link/index.ts';
 import type { EngineStatistics } from '../../model/migration.ts';
-import { KiB } from '../../model/units.ts';
+import { KiB, MiB } from '../../model/units.ts';
 import { isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
 import { delay } from '../../qmp/index.ts';
 import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../stream/index.ts';
@@ -75,6 +75,8 @@ const slabPages = 64;
 const scannedPages = 2048;
 /** Frames that may wait for the link beside pages: where slabs are is a few bytes each. */
 const mostWords = 63;
+/** In the first round most pages are known, and cost time but hardly bytes. */
+const mostReserveBytes = 8 * MiB;
 /** So long the link may take for what changes most before the VM runs at the destination, which would ask for it at once. */
 const hotMs = 80;
 /** At a time, so that what is too much is noticed soon. */
@@ -132,7 +134,8 @@ export class SourceAgent {
     const { link, limitBps } = options;
     // The first round is as long as it is; from the second on, the end may be near.
     const isUrgent = () => this.#round > 1 || this.#state !== 'copying';
-    this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps, isUrgent });
+    const reserveBytes = () => (isUrgent() ? 0 : mostReserveBytes);
+    this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps, isUrgent, reserveBytes });
     if (options.drainAtOnce) this.drain();
   }
 
