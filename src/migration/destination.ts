@@ -69,6 +69,8 @@ export interface DestinationSurroundings {
   /** Removes what `make` made and reserved; QEMU has ended. Nothing there is no error. */
   discard: () => Promise<void>;
   onState?: (state: DestinationState) => void;
+  /** What goes on within a state, for those who look where time goes. */
+  onStep?: (step: string) => void;
   onFailure: (error: AppError) => void;
 }
 
@@ -193,6 +195,7 @@ export class DestinationMigration {
         wanted: 'ticket',
       });
     }
+    this.#around.onStep?.(`${purpose} session`);
     this.#sessions[purpose] += 1;
     this.#isPaused = false;
     this.#acceptedAt = performance.now();
@@ -447,6 +450,7 @@ export class DestinationMigration {
     const { signal } = this.#abort;
     const watch = async (): Promise<void> => {
       const { complete } = await waitUntilLoaded(machine.qmp, signal);
+      this.#around.onStep?.('loaded');
       this.#tell({ name: 'loaded', complete });
       if (!complete) this.#watchCompletion();
     };

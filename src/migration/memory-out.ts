@@ -65,7 +65,7 @@ export interface MemoryAgent {
    * Without an agent QEMU does the post-copy.
    */
   drain(): void;
-  noteRound(round: number): void;
+  noteRound(round: number, remainingBytes: number): void;
   /** Bytes of changed memory that get over in a second; `undefined` while nobody knows. */
   readonly changesPerSecond: number | undefined;
 }
@@ -97,8 +97,8 @@ export async function sendMemory(
     if (info.status === 'completed') return { stoppedByUs };
     if (info.status === 'active' && options.agent && isTimeForPostcopy(mode, rounds)) {
       if (!isDraining) await setSwitchoverSize(qmp, drainedBytes, options.limits().downtimeMs);
+      if (!isDraining) options.agent.drain();
       isDraining = true;
-      options.agent.drain();
     } else if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
       // QEMU would let the VM run again if the switch to post-copy failed; a VM that we stopped it leaves alone.
       await qmp.execute('stop', undefined, { signal });
@@ -232,7 +232,7 @@ function noteRound(rounds: Round[], { ram }: MigrationInfo, agent: MemoryAgent |
   const number = ram?.['dirty-sync-count'] ?? 0;
   if (!ram || number <= (rounds.at(-1)?.number ?? 0)) return false;
   const remainingBytes = ram.remaining;
-  agent?.noteRound(number);
+  agent?.noteRound(number, remainingBytes);
   const speed = agent?.changesPerSecond;
   const forecast = speed === undefined ? {} : { forecastMs: (remainingBytes * 1000) / speed };
   rounds.push({ number, remainingBytes, atMs: performance.now(), ...forecast });

@@ -67,6 +67,8 @@ export interface SourceSurroundings {
   onProgress?: (progress: MigrationProgress) => void;
   /** The vCPUs have stopped here, and mostly for good. */
   onStopped?: () => void;
+  /** What goes on within a state, for those who look where time goes. */
+  onStep?: (step: string, facts?: Record<string, number>) => void;
   tellOperator: (message: string) => void;
   onFailure: (error: AppError) => void;
 }
@@ -224,6 +226,7 @@ export class SourceMigration {
   #watch(event: QmpEvent): void {
     if (event.name === 'STOP') {
       this.#tracker.paused();
+      this.#step('stopped');
       this.#around.onStopped?.();
     }
     if (event.name === 'MIGRATION' && event.data.status === 'postcopy-active')
@@ -315,6 +318,7 @@ export class SourceMigration {
       const path = this.#socket(purpose);
       const opened = await openDoor(path, async (socket) => {
         const session = await this.#around.openSession(purpose, ticket, signal);
+        this.#step(`${purpose} session`);
         if (purpose === 'memory' && isCondensed) await this.#condense(session, socket);
         else if (isCondensed) await this.#condenseDisk(session, socket);
         else await joinStreams(session, socket);
@@ -357,6 +361,7 @@ export class SourceMigration {
         this.#report();
       },
       whenPaused: async () => {
+        this.#step('pre-switchover');
         this.#tracker.enter('switchover');
         if (isCopied) await finishMirror(qmp, signal);
         this.#isMirrored = true;
@@ -514,12 +519,23 @@ export class SourceMigration {
     };
   }
 
+  #step(step: string, facts?: Record<string, number>): void {
+    this.#around.onStep?.(step, facts);
+  }
+
   /** Of the agent that there is by then. */
   #paceOfAgent(): MemoryAgent {
     const agent = () => this.#agent;
     return {
-      drain: () => agent()?.drain(),
-      noteRound: (round) => agent()?.noteRound(round),
+      drain: () => {
+        this.#step('drain');
+        agent()?.drain();
+      },
+      noteRound: (round, remainingBytes) => {
+        agent()?.noteRound(round);
+        const { changesPerSecond = 0 } = agent() ?? {};
+        this.#step('round', { round, remainingBytes, changesPerSecond: Math.round(changesPerSecond) });
+      },
       get changesPerSecond() {
         return agent()?.changesPerSecond;
       },

@@ -41,8 +41,9 @@ export async function openViperWorld(lab: Lab, guest: WarmGuest): Promise<ViperW
     // Each run is to be the first move of its VM.
     keptMemoryBytes: 0,
   };
-  const source = await fleet.add('c1', config);
-  const destination = await fleet.add('c2', config);
+  const env = { VIPER_LOG: 'debug' };
+  const source = await fleet.add('c1', config, { env });
+  const destination = await fleet.add('c2', config, { env });
   for (const { viper } of [source, destination]) {
     const body = await openAsBlob(guest.imageFile);
     const { digest } = await viper.importImage({ body, query: { alias: 'debian' } });
@@ -160,10 +161,12 @@ async function timelineOf({ source, destination }: ViperWorld, migration: string
     const lines = (await readFile(path.join(directory, 'daemon.log'), 'utf8')).split('\n');
     for (const line of lines) {
       if (!line.includes(migration)) continue;
-      const { time, state, msg, step, migrationId } = JSON.parse(line);
+      const { time, state, msg, step, round, remainingBytes, changesPerSecond, migrationId } =
+        JSON.parse(line);
       if (migrationId !== migration || (state === undefined && step === undefined)) continue;
       const atMs = Math.round((typeof time === 'number' ? time : Date.parse(time)) - beganMs);
-      steps.push({ atMs, what: `${name} ${step ?? state ?? msg}` });
+      const what = step === 'round' ? `round ${round}: ${remainingBytes} bytes, ${changesPerSecond}/s` : step;
+      steps.push({ atMs, what: `${name} ${what ?? state ?? msg}` });
     }
   }
   return steps.toSorted((a, b) => a.atMs - b.atMs);

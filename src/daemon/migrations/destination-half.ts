@@ -156,6 +156,7 @@ export function makeDestination(
         isOver = true;
         end(state).catch(tell.failure);
       },
+      onStep: tell.step,
       onFailure: (error) => tell.failure(error),
     },
   });

@@ -46,6 +46,9 @@ export function narrate({ events, log }: Pick<HalfParts, 'events' | 'log'>, reco
       const data = { migrationId: id, name: vm.name, peer: peer.name, exitMs: Math.round(exitMs) };
       events.append({ kind: 'migration.exited', vmId: vm.id, data });
     },
+    step(step: string, facts: Record<string, number> = {}): void {
+      log.debug({ ...fields, step, ...facts }, 'migration');
+    },
     attention(message: string): void {
       log.error(fields, message);
       const data = { migrationId: id, role, name: vm.name, message };

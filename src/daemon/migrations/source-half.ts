@@ -111,6 +111,7 @@ export function makeSource(
         isOver = true;
         end().catch(tell.failure);
       },
+      onStep: tell.step,
       onStopped: () => void networks.source.turn(id),
       ...(onProgress ? { onProgress } : {}),
       tellOperator: (message) => tell.attention(message),

@@ -12,6 +12,7 @@ const mostFrames = 4;
 const smoothing = 0.2;
 /** Below this in flight a link may be idle, and what it delivered says nothing of what it could. */
 const busyBytes = 256 * KiB;
+const idleMs = 1000;
 const shallowPollMs = 2;
 
 export interface OutboxOptions {
@@ -42,6 +43,7 @@ export class Outbox {
   /** What was written of late, and how long that took: buffers take some frames at once, and then one for long. */
   #lateBytes = 0;
   #lateMs = 0;
+  #busyAt = Number.NEGATIVE_INFINITY;
   sentBytes = 0;
 
   constructor(options: OutboxOptions) {
@@ -70,8 +72,12 @@ export class Outbox {
     const stats = statsOf(this.#options.link);
     if (!stats) return written;
     const { deliveryRateBps, unacknowledgedBytes } = stats;
-    if (deliveryRateBps === 0 || unacknowledgedBytes < busyBytes) return written;
-    return Math.min(written ?? Number.POSITIVE_INFINITY, deliveryRateBps / 8);
+    // What was written before anything has arrived is in buffers.
+    if (deliveryRateBps === 0) return undefined;
+    const now = performance.now();
+    if (unacknowledgedBytes >= busyBytes) this.#busyAt = now;
+    // A link that has not been busy for a while carries more than it gets.
+    return now - this.#busyAt > idleMs ? written : deliveryRateBps / 8;
   }
 
   /** Rejects when something could not be sent, or at the end. */
