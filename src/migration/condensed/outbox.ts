@@ -71,11 +71,11 @@ export class Outbox {
     const written = this.#lateBytes === 0 ? undefined : (this.#lateBytes * 1000) / this.#lateMs;
     const stats = statsOf(this.#options.link);
     if (!stats) return written;
-    const { deliveryRateBps, unacknowledgedBytes } = stats;
+    const { deliveryRateBps, unacknowledgedBytes, unsentBytes } = stats;
     // What was written before anything has arrived is in buffers.
     if (deliveryRateBps === 0) return undefined;
     const now = performance.now();
-    if (unacknowledgedBytes >= busyBytes) this.#busyAt = now;
+    if (unacknowledgedBytes + unsentBytes >= busyBytes) this.#busyAt = now;
     // A link that has not been busy for a while carries more than it gets.
     return now - this.#busyAt > idleMs ? written : deliveryRateBps / 8;
   }
