@@ -9,7 +9,7 @@ import { KiB } from '../../model/units.ts';
 /** A link may always have so much under way, however slow it seems. */
 const leastBytes = 128 * KiB;
 /** The other end holds an acknowledgement back for 20 ms, and processes take their turns. */
-const slackMs = 60;
+const slackMs = 35;
 
 /** What a link measures of itself; `undefined` for one that measures nothing. */
 export const statsOf = (link: Writable): SessionStats | undefined =>
