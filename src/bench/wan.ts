@@ -2,10 +2,10 @@
  * `npm run bench:wan`: the thesis's grid of rates and round trips, with a 2 GB Debian guest whose page cache is warm,
  * idle or writing, moved by plain QEMU in three ways and by Viper in two, over the WAN of a lab; a client asks the guest
  * every 10 ms meanwhile. Each run is appended to `results/wan/runs.jsonl`, so a grid can be measured in pieces, and the
- * report is made of all of them.
+ * report is made of all of them; `--docs` puts it into `docs`.
  *
  *   npm run bench:wan -- [--full | --rates 60,350 --rtts 20,150] [--writers 0,8,32] [--movers precopy,condensed]
- *                        [--holds image,golden] [--rounds N] [--mode auto] [--bound SECONDS] [--report] [--fresh]
+ *                        [--holds image,golden] [--rounds N] [--mode auto] [--bound SECONDS] [--report] [--fresh] [--docs]
  */
 import { execFile } from 'node:child_process';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
@@ -106,10 +106,21 @@ async function report(): Promise<void> {
     'as well. "Of physics" is the total time over these bytes at the rate of the link plus 4 round trips. The disk is on storage',
     'that both sides open, so memory alone moves. The client is on a LAN with both cloudlets, beside the WAN. A row is the median of its runs.',
   ];
-  await writeFile(path.join(directory, 'wan.md'), `${markdownOf(runs, minimum, notes)}\n`);
-  await writeFile(path.join(directory, 'wan.csv'), csvOf(runs));
   const figures = figuresOf(runs);
-  await writeFile(path.join(directory, 'total.svg'), figures.total);
-  await writeFile(path.join(directory, 'gap.svg'), figures.gap);
+  const text = markdownOf(runs, minimum, [
+    ...notes,
+    '',
+    '![Total time](bench-wan-total.svg)',
+    '',
+    '![Silence](bench-wan-gap.svg)',
+  ]);
+  const to = wanted.toDocs ? path.join(root, 'docs') : directory;
+  for (const [name, content] of [
+    ['bench-wan.md', `${text}\n`],
+    ['bench-wan-total.svg', figures.total],
+    ['bench-wan-gap.svg', figures.gap],
+  ] as const)
+    await writeFile(path.join(to, name), content);
+  await writeFile(path.join(directory, 'bench-wan.csv'), csvOf(runs));
   say(`report of ${runs.length} runs in ${directory}`);
 }

@@ -42,6 +42,8 @@ export interface Wanted {
   reportOnly: boolean;
   /** Forgets what was measured before. */
   fresh: boolean;
+  /** The report becomes the page in `docs`. */
+  toDocs: boolean;
 }
 
 export function parseWanted(argv: readonly string[]): Wanted {
@@ -59,6 +61,7 @@ export function parseWanted(argv: readonly string[]): Wanted {
       mode: { type: 'string', default: 'auto' },
       report: { type: 'boolean', default: false },
       fresh: { type: 'boolean', default: false },
+      docs: { type: 'boolean', default: false },
     },
   });
   const full = values.full ? { rates, rtts } : corners;
@@ -90,6 +93,7 @@ export function parseWanted(argv: readonly string[]): Wanted {
     mode: all('mode', values.mode, ['precopy', 'hybrid', 'auto'] as const)[0]!,
     reportOnly: values.report,
     fresh: values.fresh,
+    toDocs: values.docs,
   };
 }
 
