@@ -28,6 +28,7 @@ import type { Run } from '../relayed/division.ts';
 import { RelayGate } from '../relayed/relay-gate.ts';
 import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
+import { mirroredSet } from './disk-frames.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, encodeWord, frame, protocolVersion } from './frames.ts';
 import type { GuestRam } from './guest-memory.ts';
@@ -134,7 +135,8 @@ export class SourceAgent {
     const { link, limitBps } = options;
     // The first round is as long as it is; from the second on, the end may be near.
     const isUrgent = () => this.#round > 1 || this.#state !== 'copying';
-    const reserveBytes = () => (isUrgent() ? 0 : mostReserveBytes);
+    // The disk changes meanwhile: a page that refers to it must not be long on its way.
+    const reserveBytes = () => (isUrgent() || this.#refersToDisk ? 0 : mostReserveBytes);
     this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps, isUrgent, reserveBytes });
     if (options.drainAtOnce) this.drain();
   }
@@ -210,6 +212,7 @@ export class SourceAgent {
       chosen.push(name);
       this.#sets.push(index);
     }
+    this.#refersToDisk = chosen.includes(mirroredSet);
     this.#destinationReads = reads && memory !== undefined;
     const spoken = memory ? mode : 'precopy';
     this.#outbox.send(
@@ -217,6 +220,7 @@ export class SourceAgent {
     );
   }
   #destinationReads = false;
+  #refersToDisk = false;
 
   async #copy(qemu: Readable): Promise<void> {
     const parser = new StreamParser({
