@@ -35,6 +35,10 @@ const shortPauseMs = 40;
 const firstSwitchoverBytes = 1024 * 1024;
 /** What QEMU gets rid of in a moment when its pages are only noted. */
 const drainedBytes = 8 * 1024 * 1024;
+/** Before: short rounds, that show which pages the guest writes all the time; so many, or for so long. */
+const sampledBytes = 64 * 1024;
+const sampledRounds = 5;
+const sampledMs = 800;
 
 const ourCapabilities: MigrationCapability[] = [
   'events',
@@ -80,14 +84,15 @@ export async function sendMemory(
   using wakeUps = new WakeUps(qmp, ['MIGRATION', 'MIGRATION_PASS']);
   await qmp.execute('migrate', { uri: `unix:${options.socketPath}` }, { signal });
   const rounds: Round[] = [];
-  let isDraining = false;
+  let draining: { round: number; atMs: number } | undefined;
+  let isStopping = false;
   let stoppedByUs = false;
   let isContinued = false;
   for (;;) {
     const info = await qmp.execute('query-migrate', undefined, { signal });
     onInfo(info);
     throwIfOver(info);
-    if (noteRound(rounds, info, options.agent) && !isDraining) await setPace(qmp, options);
+    if (noteRound(rounds, info, options.agent) && !draining) await setPace(qmp, options);
     if (info.status === 'pre-switchover' && !isContinued) {
       await whenPaused();
       if (stoppedByUs) return { stoppedByUs };
@@ -95,10 +100,16 @@ export async function sendMemory(
       isContinued = true;
     }
     if (info.status === 'completed') return { stoppedByUs };
-    if (info.status === 'active' && options.agent && isTimeForPostcopy(mode, rounds)) {
-      if (!isDraining) await setSwitchoverSize(qmp, drainedBytes, options.limits().downtimeMs);
-      if (!isDraining) options.agent.drain();
-      isDraining = true;
+    const round = rounds.at(-1)?.number ?? 0;
+    if (draining && options.agent) {
+      const isSampled =
+        round >= draining.round + sampledRounds || performance.now() - draining.atMs > sampledMs;
+      if (isSampled && !isStopping) await setSwitchoverSize(qmp, drainedBytes, options.limits().downtimeMs);
+      isStopping ||= isSampled;
+    } else if (info.status === 'active' && options.agent && isTimeForPostcopy(mode, rounds)) {
+      await setSwitchoverSize(qmp, sampledBytes, options.limits().downtimeMs);
+      draining = { round, atMs: performance.now() };
+      options.agent.drain();
     } else if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
       // QEMU would let the VM run again if the switch to post-copy failed; a VM that we stopped it leaves alone.
       await qmp.execute('stop', undefined, { signal });

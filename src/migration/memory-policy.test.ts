@@ -36,7 +36,7 @@ test('where the speed of the link is known, auto goes over as soon as a round wo
   const first = round(1, 0, 9000);
   assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900)]), false);
   assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 7000)]), true);
-  assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900), round(3, 9000, 50)]), false);
+  assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900), round(3, 9000, 450)]), false);
   assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900), round(3, 9000, 800)]), true);
   assert.equal(isTimeForPostcopy('precopy', [first, round(2, 8000, 7000)]), false);
 });

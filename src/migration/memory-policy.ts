@@ -15,6 +15,8 @@ export interface Round {
 const hybridRounds = 2;
 /** A round that leaves more than this share of the one before does not get to the end in useful time. */
 const stalledShare = 0.7;
+/** The same in time, where the speed of the link is known. */
+const lateShare = 0.5;
 /** A round that is so short gets to the end whatever the guest writes. */
 const shortMs = 60;
 
@@ -26,9 +28,9 @@ export function isTimeForPostcopy(mode: MigrationMode, rounds: readonly Round[])
   if (mode === 'hybrid') return last.number > hybridRounds;
   const [before, previous] = [rounds.at(-3), rounds.at(-2)];
   if (previous?.atMs !== undefined && last.atMs !== undefined && last.forecastMs !== undefined) {
-    // What the guest wrote in this time takes as long to send: the next rounds will not be shorter.
+    // What the guest wrote in this time takes nearly as long to send: further rounds would gain little and cost much.
     const tookMs = last.atMs - previous.atMs;
-    return last.forecastMs > shortMs && last.forecastMs > tookMs * stalledShare;
+    return last.forecastMs > shortMs && last.forecastMs > tookMs * lateShare;
   }
   if (!before || !previous || last.number <= 3) return false;
   // Twice in a row, for one burst of the guest says little.

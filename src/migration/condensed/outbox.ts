@@ -45,6 +45,8 @@ export class Outbox {
   #lateMs = 0;
   #busyAt = Number.NEGATIVE_INFINITY;
   sentBytes = 0;
+  /** Of all frames that were made, whether they have been sent or not. */
+  madeBytes = 0;
 
   constructor(options: OutboxOptions) {
     this.#options = options;
@@ -92,6 +94,7 @@ export class Outbox {
       const bytes = Buffer.isBuffer(pieces) ? [pieces] : pieces;
       this.#making -= 1;
       this.#readyBytes += sizeOf(bytes);
+      this.madeBytes += sizeOf(bytes);
       this.#wake();
       return bytes;
     });

@@ -81,7 +81,8 @@ const mostReserveBytes = 8 * MiB;
 /** So long the link may take for what changes most before the VM runs at the destination, which would ask for it at once. */
 const hotMs = 80;
 /** At a time, so that what is too much is noticed soon. */
-const hotPages = 32;
+const hotPages = 64;
+const hotBatches = 2;
 /** Until a round has shown how well what changes can be condensed. */
 const unknownRatio = 1;
 /** With a page that is asked for come those behind it, which a guest mostly wants next. */
@@ -110,12 +111,15 @@ export class SourceAgent {
   #pending = new PageSet(0);
   /** Pages that QEMU has not written even once. */
   #unseen = new PageSet(0);
-  /** How often each page was written again, as far as QEMU has told. */
+  /** In how many of the short rounds of draining each page was written. */
   #heat = new Uint8Array(0);
   #round = 1;
   /** Of the round before: bytes on the link for each byte of the guest. */
   #ratio = unknownRatio;
   #atRound = { guestBytes: 0, wireBytes: 0 };
+  /** Pages to push first, as far as they are still pending: the hottest first. */
+  #warm: number[] = [];
+  #warmAt = 0;
   #nextPush = 0;
   #leastRttMs = Number.POSITIVE_INFINITY;
   /** When the destination last asked for something. */
@@ -152,13 +156,15 @@ export class SourceAgent {
   drain(): void {
     if (this.#state !== 'copying' || !this.#options.memory || this.#options.mode === 'precopy') return;
     this.#state = 'draining';
+    this.#heat.fill(0);
   }
 
   /** QEMU has begun another round. */
   noteRound(round: number): void {
     if (round <= this.#round) return;
     this.#round = round;
-    const { guestBytes, wireBytes } = this.statistics;
+    const { guestBytes } = this.statistics;
+    const wireBytes = this.#outbox.madeBytes;
     const guest = guestBytes - this.#atRound.guestBytes;
     // The first one is all of the memory, of which the other end has most: it says nothing about what changes.
     if (guest > 0 && round > 2) this.#ratio = Math.min(1, (wireBytes - this.#atRound.wireBytes) / guest);
@@ -377,13 +383,22 @@ export class SourceAgent {
     for (const [first, count] of this.#pending.runs())
       for (let page = first; page < first + count; page++) if (this.#heat[page]! > 0) hot.push(page);
     hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
+    this.#warm = hot;
+    const startedAt = performance.now();
     let leftBytes = ((this.#outbox.speed ?? 0) * hotMs) / 1000;
+    const making = new Set<Promise<void>>();
     for (let at = 0; at < hot.length && leftBytes > 0; at += hotPages) {
+      if (performance.now() - startedAt > hotMs) break;
       const batch = this.#spare.pop() ?? new PageBatch();
       for (const page of hot.slice(at, at + hotPages)) this.#takePending(batch, page, 1);
-      const frame = await this.#dispatch(batch, false);
-      leftBytes -= frame.reduce((sum, { length }) => sum + length, 0);
+      const made = this.#dispatch(batch, false).then((pieces) => {
+        leftBytes -= pieces.reduce((sum, { length }) => sum + length, 0);
+        making.delete(made);
+      });
+      making.add(made);
+      if (making.size >= hotBatches) await Promise.race(making);
     }
+    await Promise.all(making);
   }
 
   /** Goes on where another agent, perhaps of an earlier daemon, was cut off. */
@@ -593,6 +608,11 @@ export class SourceAgent {
   #push(): void {
     const batch = this.#spare.pop() ?? new PageBatch();
     const most = this.#pagesAtOnce;
+    while (this.#warmAt < this.#warm.length && batch.dataPages < most) {
+      const page = this.#warm[this.#warmAt++]!;
+      if (this.#pending.has(page)) this.#takePending(batch, page, 1);
+    }
+    if (!batch.isEmpty) return this.#send(batch, false);
     for (let taken = 0; taken < most && this.#pending.size > 0; ) {
       const first = this.#pending.next(this.#nextPush);
       if (first < 0) {
