@@ -612,7 +612,11 @@ export class SourceAgent {
       const page = this.#warm[this.#warmAt++]!;
       if (this.#pending.has(page)) this.#takePending(batch, page, 1);
     }
-    if (!batch.isEmpty) return this.#send(batch, false);
+    if (batch.isEmpty) this.#takeInOrder(batch, most);
+    this.#send(batch, false);
+  }
+
+  #takeInOrder(batch: PageBatch, most: number): void {
     for (let taken = 0; taken < most && this.#pending.size > 0; ) {
       const first = this.#pending.next(this.#nextPush);
       if (first < 0) {
@@ -624,7 +628,6 @@ export class SourceAgent {
       this.#nextPush = first + count;
       taken += count;
     }
-    this.#send(batch, false);
   }
 
   #takePending(batch: PageBatch, first: number, count: number): void {
