@@ -608,7 +608,7 @@ export class SourceAgent {
   #push(): void {
     const batch = this.#spare.pop() ?? new PageBatch();
     const most = this.#pagesAtOnce;
-    while (this.#warmAt < this.#warm.length && batch.dataPages < most) {
+    while (this.#warmAt < this.#warm.length && batch.dataPages < most && !batch.isFull) {
       const page = this.#warm[this.#warmAt++]!;
       if (this.#pending.has(page)) this.#takePending(batch, page, 1);
     }
