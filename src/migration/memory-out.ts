@@ -39,6 +39,8 @@ const drainedBytes = 8 * 1024 * 1024;
 const sampledBytes = 64 * 1024;
 const sampledRounds = 5;
 const sampledMs = 800;
+/** The VM runs meanwhile, but does so on borrowed time of its host. */
+const mostDrainMs = 10_000;
 
 const ourCapabilities: MigrationCapability[] = [
   'events',
@@ -70,6 +72,8 @@ export interface MemoryAgent {
    */
   drain(): void;
   noteRound(round: number, remainingBytes: number): void;
+  /** What it has taken before it began to drain is over the link. */
+  readonly isClear: boolean;
   /** Bytes of changed memory that get over in a second; `undefined` while nobody knows. */
   readonly changesPerSecond: number | undefined;
 }
@@ -102,8 +106,10 @@ export async function sendMemory(
     if (info.status === 'completed') return { stoppedByUs };
     const round = rounds.at(-1)?.number ?? 0;
     if (draining && options.agent) {
+      const tookMs = performance.now() - draining.atMs;
       const isSampled =
-        round >= draining.round + sampledRounds || performance.now() - draining.atMs > sampledMs;
+        (options.agent.isClear && (round >= draining.round + sampledRounds || tookMs > sampledMs)) ||
+        tookMs > mostDrainMs;
       if (isSampled && !isStopping) await setSwitchoverSize(qmp, drainedBytes, options.limits().downtimeMs);
       isStopping ||= isSampled;
     } else if (info.status === 'active' && options.agent && isTimeForPostcopy(mode, rounds)) {

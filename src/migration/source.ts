@@ -536,6 +536,9 @@ export class SourceMigration {
         const { changesPerSecond = 0 } = agent() ?? {};
         this.#step('round', { round, remainingBytes, changesPerSecond: Math.round(changesPerSecond) });
       },
+      get isClear() {
+        return agent()?.isClear ?? true;
+      },
       get changesPerSecond() {
         return agent()?.changesPerSecond;
       },

@@ -113,6 +113,17 @@ export class Outbox {
       });
   }
 
+  /** Resolves when something has changed: a frame was made or sent, or somebody says so by `kick`. */
+  async change(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#waiting.push(resolve);
+    await Promise.race([promise, this.#failed.promise]);
+  }
+
+  kick(): void {
+    this.#wake();
+  }
+
   #wake(): void {
     for (const wake of this.#waiting.splice(0)) wake();
   }
@@ -120,9 +131,7 @@ export class Outbox {
   /** Resolves when a frame may be added, or with `frames` when no more than so many are under way. */
   async room(frames?: number): Promise<void> {
     while (frames === undefined ? !this.hasRoom : this.#frames > frames) {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      this.#waiting.push(resolve);
-      await Promise.race([promise, this.#failed.promise]);
+      await this.change();
     }
   }
 

@@ -33,6 +33,7 @@ import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, encodeWord, frame, protocolVersion } from './frames.ts';
 import type { GuestRam } from './guest-memory.ts';
 import { type AgentMode, parseOffer } from './handshake.ts';
+import { isShallow } from './in-flight.ts';
 import { Outbox } from './outbox.ts';
 import { PageBatch } from './page-batch.ts';
 import { PageSet } from './page-set.ts';
@@ -157,6 +158,12 @@ export class SourceAgent {
     if (this.#state !== 'copying' || !this.#options.memory || this.#options.mode === 'precopy') return;
     this.#state = 'draining';
     this.#heat.fill(0);
+    this.#outbox.kick();
+  }
+
+  /** Draining, and what was sent before has left: what comes now goes over at once. */
+  get isClear(): boolean {
+    return this.#outbox.isIdle && isShallow(this.#options.link);
   }
 
   /** QEMU has begun another round. */
@@ -253,7 +260,8 @@ export class SourceAgent {
       if (isPlain) this.#outbox.send(encodeFrame(frame.rest, bytes));
       else isPlain = this.#parse(parser, bytes);
       if (!this.#batch.isEmpty && this.#outbox.isIdle) this.#flush();
-      if (!this.#outbox.hasRoom) await this.#outbox.room();
+      // What is only noted needs no room.
+      while (this.#state === 'copying' && !this.#outbox.hasRoom) await this.#outbox.change();
     }
     if (isPlain) return;
     parser.end();
