@@ -49,6 +49,7 @@ async function measure(wanted: Wanted): Promise<void> {
     for (const cell of wanted.cells)
       for (const mover of wanted.movers) {
         if (!isStock(mover) && !world) world = opened.use(await openViperWorld(lab, guest));
+        if (!isStock(mover)) await world?.hold(cell.holds);
         await lab.link('c1', 'c2', { rttMs: cell.rttMs, rateBps: cell.rateMbps * 1e6 });
         const load = loadavg()[0]!;
         const run = await measureOne({ lab, guest, world, cell, mover, wanted });

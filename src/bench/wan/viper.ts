@@ -13,7 +13,7 @@ import { execute } from '../../lab/runner.ts';
 import { newId } from '../../model/ids.ts';
 import type { SnapshotRecord } from '../../model/vm.ts';
 import { imageFile } from '../../vm/images.ts';
-import type { Cell, Mover, Wanted } from './grid.ts';
+import type { Cell, Holds, Mover, Wanted } from './grid.ts';
 import { echoPort, guestAddress, inBackground, type Moment, type WarmGuest } from './guest.ts';
 import type { Measured } from './measured.ts';
 import { wanBytes } from './places.ts';
@@ -27,6 +27,8 @@ export interface ViperWorld extends AsyncDisposable {
   lab: Lab;
   source: LabCloudlet;
   destination: LabCloudlet;
+  /** Sees to it that the destination has this, and no more, before the VM comes. */
+  hold(holds: Holds): Promise<void>;
 }
 
 /** Two daemons with the guest's image and its index; the first can start VMs out of the warm guest. */
@@ -50,8 +52,31 @@ export async function openViperWorld(lab: Lab, guest: WarmGuest): Promise<ViperW
     await untilIndexed(viper, digest);
   }
   await plant(source, 'warm', guest, guest.warm);
+  await untilSnapshotsIndexed(source);
+  let held: Holds = 'image';
+  const hold = async (holds: Holds): Promise<void> => {
+    if (holds === held) return;
+    held = holds;
+    for (const cloudlet of [source, destination]) {
+      if (holds === 'golden') await plant(cloudlet, 'golden', guest, guest.golden);
+      else await cloudlet.viper.deleteSnapshot({ params: { snapshot: 'golden' } });
+      await untilSnapshotsIndexed(cloudlet);
+    }
+  };
   const all = undo.move();
-  return { lab, source, destination, [Symbol.asyncDispose]: () => all.disposeAsync() };
+  return { lab, source, destination, hold, [Symbol.asyncDispose]: () => all.disposeAsync() };
+}
+
+async function untilSnapshotsIndexed({ viper }: LabCloudlet): Promise<void> {
+  const deadline = performance.now() + patienceMs;
+  const isIndexed = async () =>
+    (await viper.listSnapshots()).items.every(
+      ({ index }) => index.state === 'ready' || index.state === 'failed',
+    );
+  while (!(await isIndexed())) {
+    if (performance.now() > deadline) throw new Error('a snapshot has no index');
+    await sleep(100);
+  }
 }
 
 async function untilIndexed(viper: LabCloudlet['viper'], image: string): Promise<void> {
