@@ -4,7 +4,7 @@
  * every 10 ms meanwhile. Each run is appended to `results/wan/runs.jsonl`, so a grid can be measured in pieces, and the
  * report is made of all of them; `--docs` puts it into `docs`.
  *
- *   npm run bench:wan -- [--full | --rates 60,350 --rtts 20,150] [--writers 0,8,32] [--movers precopy,condensed]
+ *   npm run bench:wan -- [--full | --rates 60,350 --rtts 20,150 | --cells 60/20/0,350/150/8/golden] [--writers 0,8,32] [--movers precopy,condensed]
  *                        [--holds image,golden] [--rounds N] [--mode auto] [--bound SECONDS] [--report] [--fresh] [--docs]
  */
 import { execFile } from 'node:child_process';

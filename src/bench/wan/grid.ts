@@ -53,6 +53,7 @@ export function parseWanted(argv: readonly string[]): Wanted {
       full: { type: 'boolean', default: false },
       rates: { type: 'string' },
       rtts: { type: 'string' },
+      cells: { type: 'string' },
       writers: { type: 'string', default: '0,8,32' },
       movers: { type: 'string', default: movers.join() },
       holds: { type: 'string', default: 'image' },
@@ -79,22 +80,35 @@ export function parseWanted(argv: readonly string[]): Wanted {
       throw refusal(option, each, 'numbers from 0 to 10000');
     });
   };
-  const cells: Cell[] = [];
+  const cells: Cell[] = (values.cells?.split(',') ?? []).map((text) => {
+    const [rateMbps = 0, rttMs = 0, writerMBps = 0] = text.split('/').slice(0, 3).map(Number);
+    const held = text.split('/')[3] ?? 'image';
+    const holds = all('cells', held, holdings)[0]!;
+    const isWhole = text.split('/').length >= 3;
+    if (isWhole && rateMbps > 0 && rttMs >= 0 && writerMBps >= 0)
+      return { rateMbps, rttMs, writerMBps, holds };
+    throw refusal('cells', text, 'RATE/RTT/WRITER or RATE/RTT/WRITER/HOLDS');
+  });
+  if (values.cells !== undefined) return wantedOf(cells);
   for (const rateMbps of numbers('rates', values.rates, full.rates))
     for (const rttMs of numbers('rtts', values.rtts, full.rtts))
       for (const writerMBps of numbers('writers', values.writers, []))
         for (const holds of all('holds', values.holds, holdings))
           cells.push({ rateMbps, rttMs, writerMBps, holds });
-  return {
-    cells,
-    movers: all('movers', values.movers, movers),
-    rounds: numbers('rounds', values.rounds, [])[0]!,
-    boundMs: numbers('bound', values.bound, [])[0]! * 1000,
-    mode: all('mode', values.mode, ['precopy', 'hybrid', 'auto'] as const)[0]!,
-    reportOnly: values.report,
-    fresh: values.fresh,
-    toDocs: values.docs,
-  };
+  return wantedOf(cells);
+
+  function wantedOf(cells: Cell[]): Wanted {
+    return {
+      cells,
+      movers: all('movers', values.movers, movers),
+      rounds: numbers('rounds', values.rounds, [])[0]!,
+      boundMs: numbers('bound', values.bound, [])[0]! * 1000,
+      mode: all('mode', values.mode, ['precopy', 'hybrid', 'auto'] as const)[0]!,
+      reportOnly: values.report,
+      fresh: values.fresh,
+      toDocs: values.docs,
+    };
+  }
 }
 
 const refusal = (option: string, value: string, wanted: string): AppError =>

@@ -30,6 +30,9 @@ test('the corners are the grid unless all of it is asked for, and a cell can be 
   assert.equal(parseWanted(['--full']).cells.length, 3 * 4 * 3);
   const one = ['--rates', '60', '--rtts', '20', '--writers', '0', '--movers', 'condensed,precopy'];
   assert.deepEqual(parseWanted(one).cells, [cell]);
+  const chosen = parseWanted(['--cells', '60/20/0,350/150/8/golden']).cells;
+  assert.deepEqual(chosen, [cell, { rateMbps: 350, rttMs: 150, writerMBps: 8, holds: 'golden' }]);
+  assert.throws(() => parseWanted(['--cells', '60/20']), /--cells/);
   assert.throws(() => parseWanted(['--movers', 'magic']), /--movers has 'magic', wanted some of precopy/);
   assert.throws(() => parseWanted(['--rates', 'x']), /--rates has 'x'/);
 });
