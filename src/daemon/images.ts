@@ -14,7 +14,11 @@ import type { Page, PageRequest, Store } from './store/index.ts';
 /** Each holds a connection and hashes: more at once only make each other slow. */
 const maxImports = 8;
 
-type ImportRequest = Static<typeof ImportQuery> & { sizeBytes?: number };
+type ImportRequest = Static<typeof ImportQuery> & {
+  sizeBytes?: number;
+  /** What came of it before stays, and `source` brings the rest: told before it is read. Needs the digest. */
+  onStart?: (startBytes: number) => void;
+};
 
 export class ImageService {
   readonly #store: Store;
@@ -24,6 +28,8 @@ export class ImageService {
   #importing = 0;
   /** Files on their way out. */
   readonly #removals = new Map<ImageDigest, Promise<void>>();
+  /** Those whose first bytes a transfer at work has taken up. */
+  readonly #resuming = new Set<ImageDigest>();
   readonly #holds = new Set<{ digest: ImageDigest; by: { kind: string; name: string } }>();
 
   readonly #indexes: ImageIndexes;
@@ -64,7 +70,7 @@ export class ImageService {
         limit: maxImports,
       });
     }
-    const { alias, digest: expectedDigest, format, sizeBytes } = request;
+    const { alias, digest: expectedDigest, format, sizeBytes, onStart } = request;
     const named = alias === undefined ? undefined : this.#store.images.getByAlias(alias);
     // Where the announcement already tells that these are other bytes, they need not come.
     if (
@@ -73,6 +79,11 @@ export class ImageService {
         (sizeBytes ?? named.fileBytes) !== named.fileBytes)
     )
       throw aliasTaken(alias!);
+    // A second transfer of the same image brings all of it.
+    const isResumable =
+      expectedDigest !== undefined && onStart !== undefined && !this.#resuming.has(expectedDigest);
+    if (isResumable) this.#resuming.add(expectedDigest);
+    else onStart?.(0);
     this.#importing += 1;
     try {
       const imported = await importImage(this.#paths.images, {
@@ -82,6 +93,7 @@ export class ImageService {
         ...(sizeBytes === undefined ? {} : { sizeBytes }),
         ...(expectedDigest === undefined ? {} : { expectedDigest }),
         ...(format === undefined ? {} : { format }),
+        ...(isResumable ? { onStart } : {}),
       });
       const removal = this.#removals.get(imported.digest);
       if (removal) {
@@ -94,6 +106,7 @@ export class ImageService {
       }
       return await this.#record(imported, alias);
     } finally {
+      if (isResumable) this.#resuming.delete(expectedDigest);
       this.#importing -= 1;
     }
   }

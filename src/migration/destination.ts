@@ -13,6 +13,7 @@ import type { MergeStatistics, MigrationOptions, MigrationProgress, VmToMove } f
 import { connectNbd, type NbdClient } from '../nbd/index.ts';
 import type { BlockReader, SetName } from '../pages/index.ts';
 import type { Machine } from '../vm/machine.ts';
+import type { MachinePaths } from '../vm/paths.ts';
 import { DestinationAgent, type Merging } from './condensed/destination-agent.ts';
 import { diskReader, takeDisk } from './condensed/disk-destination.ts';
 import { mirroredSet } from './condensed/disk-frames.ts';
@@ -80,14 +81,28 @@ export interface DestinationMigrationOptions {
   state: DestinationState;
   /** After a restart: the QEMU that was found, or `null`. */
   machine?: Machine | null;
+  /** After a restart: the QEMU that is there and does not answer. Nothing is decided about its VM until it does. */
+  silent?: SilentQemu | undefined;
   surroundings: DestinationSurroundings;
   retryMs?: number;
   /** How long the source may take to come with the ticket. */
   ticketMs?: number;
 }
 
+export interface SilentQemu {
+  paths: MachinePaths;
+  /** Past its main loop; see `SpareMonitor`. */
+  recover: (socketPath: string) => Promise<void>;
+}
+
 /** For QEMU to take a stream that was joined with it; it calls itself paused until it has. */
 const takeTimeoutMs = 2000;
+
+/**
+ * QEMU answers nothing while one of its devices waits for a page, which may be for as long as the link is cut. Then
+ * what is to be done about that must not wait behind the question.
+ */
+const pageTimeoutMs = 5000;
 
 export class DestinationMigration {
   readonly #vm: VmToMove;
@@ -110,15 +125,18 @@ export class DestinationMigration {
   #manifest: Manifest | undefined;
   #agent: DestinationAgent | undefined;
   #isMergingAlone = false;
+  #silent: SilentQemu | undefined;
+  #isOffering = false;
   #stopped = false;
 
   constructor(options: DestinationMigrationOptions) {
-    const { vm, state, machine = null, surroundings, retryMs = 1000, ticketMs = 60_000 } = options;
+    const { vm, state, machine = null, silent, surroundings, retryMs = 1000, ticketMs = 60_000 } = options;
     this.#vm = vm;
     this.#options = options.options;
     this.#around = surroundings;
     this.#ticketMs = ticketMs;
     this.#machine = machine;
+    this.#silent = silent;
     this.#engine = new Engine({
       state,
       transition: destinationTransition,
@@ -132,6 +150,7 @@ export class DestinationMigration {
     });
     this.#retry = setInterval(() => {
       this.#tell({ name: 'retry' });
+      if (this.#silent) void this.#offerRecovery();
       if (this.#isPaused) this.#askForPages();
     }, retryMs);
     if (machine) this.#watchEnd(machine);
@@ -170,6 +189,8 @@ export class DestinationMigration {
 
   /** Takes a message of the source. */
   async receive(message: ToDestination): Promise<void> {
+    // It will be said again when QEMU answers.
+    if (this.#silent) return;
     if (message.name !== 'prepare') return this.#engine.dispatch(message);
     if (this.state.name === 'absent') {
       const problems = await this.#around.check();
@@ -214,14 +235,16 @@ export class DestinationMigration {
 
   /** The destination's agent between link and QEMU. */
   async #rebuild(path: string, link: Duplex | undefined): Promise<void> {
-    const { qmp, process } = this.#machine!;
+    const machine = this.#machine;
     const { sets, openReader } = this.#around;
     const qemu = createConnection({ path, allowHalfOpen: true });
     // Who merges has no link that could be broken when all of it is to end.
     this.#streams.add(qemu);
     qemu.once('close', () => this.#streams.delete(qemu));
     try {
-      const memory = await GuestMemory.open(process.pid, qmp).catch(() => undefined);
+      const memory = machine
+        ? await GuestMemory.open(machine.process.pid, machine.qmp).catch(() => undefined)
+        : undefined;
       await using stack = new AsyncDisposableStack();
       if (memory) stack.use(memory);
       const agent = new DestinationAgent({
@@ -292,20 +315,24 @@ export class DestinationMigration {
     }
   }
 
+  /** The QEMU that was silent answers, or has ended (`null`). */
+  async answers(machine: Machine | null): Promise<void> {
+    this.#silent = undefined;
+    this.#machine = machine;
+    if (machine) this.#watchEnd(machine);
+    await this.restart();
+  }
+
   /** Goes on from the journal after the daemon was away. */
   async restart(): Promise<void> {
     await this.#findManifest();
     const { found, complete } = await this.#look();
-    await this.#engine.dispatch({
-      name: 'restarted',
-      found,
-      complete,
-      divided: this.#manifest !== undefined,
-    });
     // A QEMU whose guest waits for a page may say nothing at all.
     const hasArrived = this.state.name === 'arrived' || this.state.name === 'merging';
-    if (found === 'loaded' || found === 'running' || (found === 'waiting' && hasArrived))
-      this.#watchCompletion();
+    const divided = this.#manifest !== undefined;
+    // Before anything else: a VM whose stream went with the daemon before may need a page before it can be let run.
+    if (found === 'loaded' || found === 'running' || (found === 'waiting' && hasArrived)) this.#watchCompletion();
+    await this.#engine.dispatch({ name: 'restarted', found, complete, divided });
   }
 
   /** An operator's word that the source will not run the VM. */
@@ -320,7 +347,7 @@ export class DestinationMigration {
   /** Lets go of everything as a daemon does that ends: QEMU and the journal stay as they are. */
   async stop(): Promise<void> {
     this.#rest();
-    for (const stream of this.#streams) stream.destroy();
+    this.#endStreams();
     await this.#engine.stop();
   }
 
@@ -404,15 +431,23 @@ export class DestinationMigration {
   async #resume(): Promise<DestinationEvent> {
     const machine = this.#machine;
     if (!machine) return { name: 'vm-ended' };
+    const mayLackPages = this.#options.mode !== 'precopy';
+    const patience: { timeoutMs?: number } = mayLackPages ? { timeoutMs: pageTimeoutMs } : {};
     try {
-      if (this.#options.storage === 'copied') await closeDisk(machine.qmp);
-      if (this.#vm.running) await machine.resume();
+      // QEMU takes them in this order, also when it can do neither yet.
+      await Promise.all([
+        this.#options.storage === 'copied' && closeDisk(machine.qmp, patience),
+        this.#vm.running && machine.resume(patience),
+      ]);
     } catch (error) {
       if (machine.qmp.state !== 'ready') return { name: 'vm-ended' };
+      // It has the word and waits for a page that is still at the source: it runs when that comes.
+      if (mayLackPages && asAppError(error).code === 'timeout')
+        return { name: 'resumed', complete: false, divided: this.#manifest !== undefined };
       const { running } = await machine.status().catch(() => ({ running: true }));
       if (!running) return { name: 'resume-refused', message: asAppError(error).message };
     }
-    const { complete } = await this.#look();
+    const { complete } = await this.#look(patience.timeoutMs);
     return { name: 'resumed', complete, divided: this.#manifest !== undefined };
   }
 
@@ -435,7 +470,7 @@ export class DestinationMigration {
   async #discard(): Promise<void> {
     clearTimeout(this.#ticket?.expiry);
     await this.#machine?.kill();
-    for (const stream of this.#streams) stream.destroy();
+    this.#endStreams();
     for (const purpose of ['disk', 'memory'] as const)
       if (this.#machine) await rm(this.#socket(purpose), { force: true });
     this.#machine = null;
@@ -474,15 +509,22 @@ export class DestinationMigration {
    */
   async #offerRecovery(): Promise<void> {
     const isTaking = performance.now() - this.#acceptedAt < takeTimeoutMs;
-    if (this.#isPaused || this.#isMergingAlone || (isTaking && this.#streams.size > 0)) return;
-    for (const stream of this.#streams) stream.destroy();
+    const isBusy = this.#isPaused || this.#isMergingAlone || this.#isOffering;
+    if (isBusy || (isTaking && this.#streams.size > 0)) return;
+    this.#isOffering = true;
+    const silent = this.#silent;
     const socketPath = this.#socket('memory');
     try {
+      if (silent) await this.#findManifest();
       await rm(socketPath, { force: true });
-      await listenForRecovery(this.#machine!.qmp, socketPath);
+      await (silent ? silent.recover(socketPath) : listenForRecovery(this.#machine!.qmp, socketPath));
+      // Only now: one that says nothing has not said that its stream is lost, and refuses another one if it is not.
+      this.#endStreams();
     } catch {
       // It is not yet done with the stream before; it is asked again as long as it says that it is paused.
       return;
+    } finally {
+      this.#isOffering = false;
     }
     if (this.#manifest) {
       this.#mergeAlone(socketPath);
@@ -505,6 +547,10 @@ export class DestinationMigration {
       });
   }
 
+  #endStreams(): void {
+    for (const stream of this.#streams) stream.destroy();
+  }
+
   #askForPages(): void {
     if (this.#ticket) void this.#send({ name: 'recover', ticket: this.#ticket.ticket });
   }
@@ -514,10 +560,11 @@ export class DestinationMigration {
     return { secret: randomBytes(32).toString('hex'), expiresAt };
   }
 
-  async #look(): Promise<{ found: Found; complete: boolean }> {
+  async #look(timeoutMs?: number): Promise<{ found: Found; complete: boolean }> {
     if (this.#machine?.qmp.state !== 'ready') return { found: 'gone', complete: false };
+    const options = { signal: this.#abort.signal, ...(timeoutMs === undefined ? {} : { timeoutMs }) };
     try {
-      const { loaded, complete, running } = await lookAt(this.#machine.qmp, this.#abort.signal);
+      const { loaded, complete, running } = await lookAt(this.#machine.qmp, options);
       return { found: !loaded ? 'waiting' : running ? 'running' : 'loaded', complete };
     } catch {
       return { found: 'waiting', complete: false };
@@ -530,7 +577,7 @@ export class DestinationMigration {
   }
 
   #socket(purpose: SessionPurpose): string {
-    const { paths } = this.#machine!;
+    const { paths } = (this.#machine ?? this.#silent)!;
     return purpose === 'memory' ? paths.incoming : join(dirname(paths.qmp), 'disk.sock');
   }
 }

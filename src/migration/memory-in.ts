@@ -1,6 +1,12 @@
 /** The destination QEMU: waits for disk and memory, and lets the VM run when it is told to. */
 import { AppError } from '../model/errors.ts';
-import { delay, type MigrationCapability, type MigrationStatus, type QmpConnection } from '../qmp/index.ts';
+import {
+  delay,
+  type MigrationCapability,
+  type MigrationStatus,
+  type QmpConnection,
+  type WaitOptions,
+} from '../qmp/index.ts';
 import { nodeNames } from '../vm/argv.ts';
 import { exportName } from './mirror.ts';
 import { WakeUps } from './wake-ups.ts';
@@ -30,8 +36,8 @@ export async function serveDisk(qmp: QmpConnection, socketPath: string): Promise
 }
 
 /** The source is done with the disk: after this nobody but the VM writes to it. */
-export async function closeDisk(qmp: QmpConnection): Promise<void> {
-  await qmp.execute('nbd-server-stop').catch((error) => {
+export async function closeDisk(qmp: QmpConnection, options: WaitOptions = {}): Promise<void> {
+  await qmp.execute('nbd-server-stop', undefined, options).catch((error) => {
     // Stopped before, by a daemon that died right after.
     if (!(error instanceof AppError) || error.details.qmpClass === undefined) throw error;
   });
@@ -73,7 +79,7 @@ export async function waitUntilLoaded(
 ): Promise<{ complete: boolean }> {
   using wakeUps = new WakeUps(qmp, ['MIGRATION']);
   for (;;) {
-    const found = await lookAt(qmp, signal);
+    const found = await lookAt(qmp, { signal });
     if (found.loaded) return { complete: found.complete };
     await wakeUps.rest(pollMs, signal);
   }
@@ -123,14 +129,14 @@ export interface Loading {
   running: boolean;
 }
 
-export async function lookAt(qmp: QmpConnection, signal: AbortSignal): Promise<Loading> {
-  const { status, 'error-desc': output } = await qmp.execute('query-migrate', undefined, { signal });
+export async function lookAt(qmp: QmpConnection, options: WaitOptions): Promise<Loading> {
+  const { status, 'error-desc': output } = await qmp.execute('query-migrate', undefined, options);
   if (status === 'failed')
     throw new AppError('qemu_failed', `QEMU could not load the VM: ${output}`, { output });
   const complete = status === 'completed';
   const isPostcopy = status?.startsWith('postcopy-') ?? false;
   if (!complete && !isPostcopy) return { loaded: false, complete: false, running: false };
   // In post-copy the devices are loaded when QEMU leaves `inmigrate`.
-  const { status: runState, running } = await qmp.execute('query-status', undefined, { signal });
+  const { status: runState, running } = await qmp.execute('query-status', undefined, options);
   return { loaded: runState !== 'inmigrate', complete, running };
 }

@@ -441,7 +441,7 @@ export class SourceMigration {
   /** Post-copy goes on over a new session; the destination repeats its wish until it does. */
   async #recover(ticket: Ticket): Promise<void> {
     const machine = this.#machine;
-    if (!machine || this.state.name !== 'serving' || this.#isRecovering) return;
+    if (!machine || this.#isRecovering || !(await this.#mayServePages(machine))) return;
     // The wish may have been repeated before its session arrived, which another one would break.
     const isServing = this.#isCondensed
       ? this.#agentLink?.destroyed === false
@@ -470,6 +470,16 @@ export class SourceMigration {
     } finally {
       this.#isRecovering = false;
     }
+  }
+
+  /** Also before the word that the VM runs there: what it waits for on its way there may be a page. */
+  async #mayServePages({ qmp }: Machine): Promise<boolean> {
+    if (this.state.name === 'serving') return true;
+    if (this.state.name !== 'switching' || this.#options.mode === 'precopy') return false;
+    if (this.#isCondensed) return true;
+    // One that has not begun post-copy would lose its stream, and with it the way back.
+    const { status } = await qmp.execute('query-migrate');
+    return status?.startsWith('postcopy-') ?? false;
   }
 
   get #isCondensed(): boolean {

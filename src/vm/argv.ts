@@ -30,6 +30,8 @@ export interface Launch {
   taps?: readonly (string | null)[];
   /** Wait for memory and device state (`migrate-incoming`) instead of booting. */
   incoming?: boolean;
+  /** Has a monitor that a later daemon reaches also while a page is waited for; see `spare-monitor.ts`. */
+  spareMonitor?: boolean;
 }
 
 export const maxNets = 8;
@@ -57,7 +59,7 @@ export function qemuArgv(launch: Launch): string[] {
     // A guest that shuts down leaves a paused QEMU that still knows it, in case the daemon is away at that moment.
     ...['-action', 'shutdown=pause'],
     ...(launch.incoming ? ['-incoming', 'defer'] : []),
-    ...monitorArguments(paths),
+    ...monitorArguments(paths, launch.spareMonitor === true),
     ...diskArguments(launch),
     ...serialArguments(paths),
     ...netArguments(spec, launch.taps ?? []),
@@ -114,9 +116,15 @@ function machineArguments(spec: VmSpec, accelerator: Accelerator): string[] {
   ];
 }
 
-const monitorArguments = (paths: MachinePaths): string[] => [
+const monitorArguments = (paths: MachinePaths, hasSpare: boolean): string[] => [
   ...['-chardev', `${socketChardev('qmp', paths.qmp)}`],
   ...['-mon', 'chardev=qmp,mode=control'],
+  ...(hasSpare
+    ? [
+        ...['-chardev', `pipe,id=spare,path=${escapeCommas(paths.spare)}`],
+        ...['-mon', 'chardev=spare,mode=control'],
+      ]
+    : []),
 ];
 
 /**

@@ -2,6 +2,7 @@
  * The store of image files. An image never changes: its name is the digest of its bytes, its file is read-only.
  *
  *   ROOT/tmp/UUID/disk          an import at work, or an image on its way out
+ *   ROOT/partial/sha256-HEX     see `partial-images.ts`
  *   ROOT/sha256-HEX/disk.FORMAT a whole, checked image
  *
  * Invariant: a directory under its digest appears and goes in one rename, so what stands there is whole, whenever
@@ -15,6 +16,7 @@ import { AppError } from '../model/errors.ts';
 import { type ImageDigest, isImageDigest, newId } from '../model/ids.ts';
 import { throwIfCancelled } from './cancel.ts';
 import { checkImage, type ImageFacts, type ImageFormat } from './image-check.ts';
+import { prunePartials, takePartial } from './partial-images.ts';
 import { type ReceiveOptions, receive } from './receive.ts';
 import { defaultReserveBytes } from './space.ts';
 
@@ -44,9 +46,14 @@ export interface StoredImage {
  */
 export async function importImage(root: string, options: ImportOptions): Promise<ImportedImage> {
   const { expectedDigest, format, reserveBytes = defaultReserveBytes, signal } = options;
-  await using staging = await makeStaging(root);
+  const partial =
+    options.onStart && expectedDigest !== undefined ? await takePartial(root, expectedDigest) : undefined;
+  await using staging = partial ?? (await makeStaging(root));
   const arriving = join(staging.path, 'disk');
-  const { digest } = await receive(arriving, { ...options, reserveBytes });
+  const { digest } = await receive(arriving, { ...options, reserveBytes }).catch((error: unknown) => {
+    if (isCut(error)) partial?.keep();
+    throw error;
+  });
   if (expectedDigest !== undefined && digest !== expectedDigest)
     throw new AppError(
       'digest_mismatch',
@@ -62,6 +69,10 @@ export async function importImage(root: string, options: ImportOptions): Promise
   await publish(root, staging.path, digest, facts.format, signal);
   return { digest, ...facts };
 }
+
+/** The bytes that have come are good, as far as anybody knows, and are still wanted. */
+const isCut = (error: unknown): boolean =>
+  error instanceof AppError && ['interrupted', 'peer_unreachable', 'timeout'].includes(error.code);
 
 /** Path of the image's file, whether it is there or not. */
 export function imageFile(root: string, digest: ImageDigest, format: ImageFormat): string {
@@ -124,6 +135,7 @@ export async function removeImage(root: string, digest: ImageDigest): Promise<vo
  */
 export async function cleanLeftovers(root: string): Promise<number> {
   const staging = join(root, 'tmp');
+  await prunePartials(root);
   const names = await readdir(staging).catch(emptyIfMissing);
   for (const name of names) await rm(join(staging, name), { recursive: true, force: true });
   return names.length;

@@ -9,8 +9,9 @@ import { AppError } from '../model/errors.ts';
 import type { ProcessRef } from '../model/vm.ts';
 import { abortError, delay, QmpConnection, withDeadline } from '../qmp/index.ts';
 import { type Launch, qemuArgv } from './argv.ts';
-import { checkSocketPaths, type MachinePaths, machinePaths, socketPaths } from './paths.ts';
+import { checkSocketPaths, type MachinePaths, machinePaths, pipePaths, socketPaths } from './paths.ts';
 import { readProcess } from './process.ts';
+import { SpareMonitor } from './spare-monitor.ts';
 import { readLastLines } from './tail.ts';
 
 const startTimeoutMs = 30_000;
@@ -26,6 +27,7 @@ export interface LaunchOptions {
 export interface Launched {
   process: ProcessRef;
   qmp: QmpConnection;
+  spareMonitor: SpareMonitor | undefined;
   /** How it ended: 'exit code 1', 'signal SIGKILL'. It never rejects. */
   ended: Promise<string>;
 }
@@ -38,6 +40,8 @@ export async function launchQemu(launch: Launch, options: LaunchOptions = {}): P
   await using undo = new AsyncDisposableStack();
   await removeSockets(paths);
   undo.defer(() => removeSockets(paths));
+
+  if (launch.spareMonitor) await SpareMonitor.makePipes(paths, signal ?? AbortSignal.timeout(timeoutMs));
 
   const { child, ended } = await spawnDetached(qemu, qemuArgv(launch), paths);
   undo.defer(async () => {
@@ -62,18 +66,21 @@ export async function launchQemu(launch: Launch, options: LaunchOptions = {}): P
     const connected = connectWhenReady(paths.qmp, work.signal);
     const qmp = await withDeadline(Promise.race([connected, failed]), { timeoutMs, signal, onTimeout });
     undo.defer(() => qmp.close());
+    const spareMonitor = SpareMonitor.open(paths);
+    undo.defer(() => spareMonitor?.[Symbol.dispose]());
+    await spareMonitor?.negotiate();
     const process = await readProcess(child.pid!);
     if (!process) await failed;
     undo.move();
-    return { process: process!, qmp, ended };
+    return { process: process!, qmp, spareMonitor, ended };
   } finally {
     work.abort();
   }
 }
 
-/** Sockets of an earlier run name nobody any more. */
+/** Sockets and pipes of an earlier run name nobody any more. */
 export async function removeSockets(paths: MachinePaths): Promise<void> {
-  for (const path of socketPaths(paths)) await rm(path, { force: true });
+  for (const path of [...socketPaths(paths), ...pipePaths(paths)]) await rm(path, { force: true });
 }
 
 async function spawnDetached(

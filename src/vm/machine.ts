@@ -13,6 +13,7 @@ import {
   QmpConnection,
   type QmpEvent,
   type RunState,
+  type WaitOptions,
   withDeadline,
 } from '../qmp/index.ts';
 import { GuestAgent } from './agent.ts';
@@ -22,6 +23,7 @@ import { trimConsoleLog } from './console-log.ts';
 import { type LaunchOptions, launchQemu, removeSockets } from './launch.ts';
 import { type MachinePaths, machinePaths } from './paths.ts';
 import { isAlive, killProcess, waitUntilGone } from './process.ts';
+import { SpareMonitor } from './spare-monitor.ts';
 import { readLastLines } from './tail.ts';
 
 const adoptTimeoutMs = 10_000;
@@ -49,10 +51,17 @@ export class Machine implements AsyncDisposable {
   readonly #listeners = new Set<(status: { running: boolean }) => void>();
   #cause: Pick<VmExit, 'reason' | 'detail'> | undefined;
   #detached = false;
+  readonly #spareMonitor: SpareMonitor | undefined;
   readonly #trimming: NodeJS.Timeout;
 
-  private constructor(id: string, directory: string, process: ProcessRef, qmp: QmpConnection) {
+  private constructor(
+    { id, directory }: { id: string; directory: string },
+    process: ProcessRef,
+    qmp: QmpConnection,
+    spareMonitor: SpareMonitor | undefined,
+  ) {
     this.id = id;
+    this.#spareMonitor = spareMonitor;
     this.process = process;
     this.qmp = qmp;
     this.paths = machinePaths(directory);
@@ -69,8 +78,8 @@ export class Machine implements AsyncDisposable {
 
   /** Starts QEMU and leaves the VM paused. On failure or abort nothing is left of it. */
   static async launch(launch: Launch, options: LaunchOptions = {}): Promise<Machine> {
-    const { process, qmp, ended } = await launchQemu(launch, options);
-    const machine = new Machine(launch.id, launch.directory, process, qmp);
+    const { process, qmp, spareMonitor, ended } = await launchQemu(launch, options);
+    const machine = new Machine(launch, process, qmp, spareMonitor);
     machine.#watch(ended);
     return machine;
   }
@@ -100,7 +109,7 @@ export class Machine implements AsyncDisposable {
       await removeSockets(paths);
       return null;
     }
-    const machine = new Machine(id, directory, process, qmp);
+    const machine = new Machine(found, process, qmp, SpareMonitor.open(paths));
     machine.#watch(undefined);
     if (status.state === 'shutdown') machine.#guestShutDown();
     return machine;
@@ -117,8 +126,9 @@ export class Machine implements AsyncDisposable {
     return () => this.#listeners.delete(listener);
   }
 
-  async resume(): Promise<void> {
-    await this.qmp.execute('cont');
+  /** After a timeout it may still come to it. */
+  async resume(options: WaitOptions = {}): Promise<void> {
+    await this.qmp.execute('cont', undefined, options);
   }
 
   async pause(): Promise<void> {
@@ -191,6 +201,7 @@ export class Machine implements AsyncDisposable {
     clearInterval(this.#trimming);
     this.agent.close();
     this.console.close();
+    this.#spareMonitor?.[Symbol.dispose]();
   }
 
   /** A VM that never ran, or that waits for its memory, has no guest to ask. */

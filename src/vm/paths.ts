@@ -10,6 +10,10 @@ export interface MachinePaths {
   incoming: string;
   /** Where the daemon listens for memory that is captured. */
   capture: string;
+  /** Named pipes of the spare monitor, and what QEMU calls both. */
+  spare: string;
+  spareIn: string;
+  spareOut: string;
   consoleLog: string;
   qemuLog: string;
 }
@@ -24,10 +28,15 @@ export function machinePaths(directory: string): MachinePaths {
     console: join(directory, 'console.sock'),
     incoming: join(directory, 'incoming.sock'),
     capture: join(directory, 'capture.sock'),
+    spare: join(directory, 'spare'),
+    spareIn: join(directory, 'spare.in'),
+    spareOut: join(directory, 'spare.out'),
     consoleLog: join(directory, 'console.log'),
     qemuLog: join(directory, 'qemu.log'),
   };
 }
+
+export const pipePaths = (paths: MachinePaths): string[] => [paths.spareIn, paths.spareOut];
 
 export const socketPaths = (paths: MachinePaths): string[] => [
   paths.qmp,

@@ -2,12 +2,13 @@
  * Takes an image from a stream into a file: hashed as it arrives, sparse, and never more than was announced or
  * than the disk can spare. The caller removes the file when this throws.
  */
-import { createHash } from 'node:crypto';
-import { open } from 'node:fs/promises';
+import { createHash, type Hash } from 'node:crypto';
+import { constants } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { AppError } from '../model/errors.ts';
 import { MiB } from '../model/units.ts';
-import { cancellation } from './cancel.ts';
+import { cancellation, throwIfCancelled } from './cancel.ts';
 import { explainNoSpace, requireSpace } from './space.ts';
 import { SparseWriter } from './sparse-file.ts';
 
@@ -21,6 +22,8 @@ export interface ReceiveOptions {
   reserveBytes: number;
   signal: AbortSignal;
   onProgress?: (receivedBytes: number) => void;
+  /** What is in the file already stays, and `source` is what comes after it: told here before it is read. */
+  onStart?: (startBytes: number) => void;
 }
 
 export interface Received {
@@ -31,16 +34,19 @@ export interface Received {
 const action = 'Import image';
 
 /**
- * Writes `source` to the new file `file`, read-only and on the disk when it returns. Throws `insufficient_space`,
+ * Writes `source` to the new file `file` (with `onStart`: also to one that holds its beginning), read-only and on the disk when it returns. Throws `insufficient_space`,
  * `image_corrupt` when too few or too many bytes come, `cancelled` by the signal or when the sender breaks off.
  */
 export async function receive(file: string, options: ReceiveOptions): Promise<Received> {
-  const { sizeBytes, reserveBytes, signal, onProgress } = options;
+  const { sizeBytes, reserveBytes, signal, onProgress, onStart } = options;
   const directory = dirname(file);
   await requireSpace(action, directory, sizeBytes ?? 0, reserveBytes);
-  await using handle = await open(file, 'wx', 0o440);
+  const { O_CREAT, O_RDWR } = constants;
+  await using handle = await open(file, onStart ? O_CREAT | O_RDWR : 'wx', onStart ? 0o640 : 0o440);
   const hash = createHash('sha256');
-  const writer = new SparseWriter(handle);
+  const startBytes = onStart ? await hashSoFar(handle, hash, signal) : 0;
+  const writer = new SparseWriter(handle, startBytes);
+  onStart?.(startBytes);
   let checkAtBytes = spaceCheckBytes;
   for await (const chunk of untilAborted(options.source, signal)) {
     if (sizeBytes !== undefined && writer.position + chunk.length > sizeBytes)
@@ -61,10 +67,23 @@ export async function receive(file: string, options: ReceiveOptions): Promise<Re
     throw wrongSize(`${writer.position}`, sizeBytes);
   try {
     await writer.finish();
+    await handle.chmod(0o440);
   } catch (error) {
     throw await explainNoSpace(error, action, directory, writer.position);
   }
   return { digest: `sha256:${hash.digest('hex')}`, fileBytes: writer.position };
+}
+
+/** Bytes that the file holds, all of them hashed. */
+async function hashSoFar(handle: FileHandle, hash: Hash, signal: AbortSignal): Promise<number> {
+  const buffer = Buffer.allocUnsafe(MiB);
+  for (let position = 0; ; ) {
+    throwIfCancelled(signal, action);
+    const { bytesRead } = await handle.read(buffer, 0, buffer.length, position);
+    if (bytesRead === 0) return position;
+    hash.update(buffer.subarray(0, bytesRead));
+    position += bytesRead;
+  }
 }
 
 /** The chunks of `source`; stops waiting for the next one as soon as `signal` fires. */

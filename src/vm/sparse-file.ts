@@ -12,8 +12,10 @@ export class SparseWriter {
   #position = 0;
   #writtenBytes = 0;
 
-  constructor(handle: FileHandle) {
+  /** Goes on at `position`, behind what the file holds. */
+  constructor(handle: FileHandle, position = 0) {
     this.#handle = handle;
+    this.#position = position;
   }
 
   /** Length of the file so far, holes included. */

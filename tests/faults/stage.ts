@@ -13,7 +13,7 @@ import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { guestImage } from '../../src/lab/guests.ts';
 import { MiB } from '../../src/model/units.ts';
 import { type Migration, type Operation, ViperError } from '../../src/sdk/client.ts';
-import { checked, startCheckers } from '../integration/migration-lab.ts';
+import { checked, isOfSpareMonitor, startCheckers } from '../integration/migration-lab.ts';
 import { type Case, type Fault, nameOf, stopsTheVm } from './cases.ts';
 import { filesIn, qemusOf, tracesInQemu, vcpuTicks } from './outside.ts';
 
@@ -36,6 +36,8 @@ export interface Outcome {
   stopped: boolean;
   doubled: boolean;
   leftovers: string[];
+  /** What the history of the migration says at its source, or at its destination if that has it alone. */
+  told: string;
   /** The moment was not met, or the migration never came to rest. */
   problem?: string;
   seconds: number;
@@ -139,6 +141,7 @@ export class Stage implements AsyncDisposable {
       stopped: false,
       doubled: false,
       leftovers: [],
+      told: '',
       seconds: 0,
     };
     const watch = new AbortController();
@@ -180,15 +183,17 @@ export class Stage implements AsyncDisposable {
 
   /** Begins a migration, waits for the moment and strikes. */
   async #strike({ moment, fault }: Case, from: LabCloudlet, to: LabCloudlet, vmId: string): Promise<Struck> {
-    const { role, state, phase, mode, by } = moment;
+    const { role, state, phase, mode, engine = 'direct', by } = moment;
     const refuses = fault === 'destination refuses the state';
     const isHeld = phase === undefined && !refuses;
     await writeFile(this.#faultFile, isHeld ? `${role} ${state} ${holdMs}` : '');
     await writeFile(path.join(this.#fleet.root, 'refuse'), refuses ? 'yes' : 'no');
-    const bandwidthBps = phase === 'disk' || by ? slowBps : memoryBps;
+    // What goes condensed is little: at the usual rate its memory would be gone before it is struck.
+    const isSlow = phase === 'disk' || by !== undefined || (phase === 'memory' && engine === 'condensed');
+    const bandwidthBps = isSlow ? slowBps : memoryBps;
     const operation = await from.viper.migrateVm({
       params: { vm: vmName },
-      body: { to: to.name, mode, limits: { bandwidthBps, downtimeMs: 2000 } },
+      body: { to: to.name, mode, engine, limits: { bandwidthBps, downtimeMs: 2000 } },
     });
     const migrationId = operation.subject.migrationId!;
     const struck = { from, to, vmId, migrationId, operation };
@@ -349,6 +354,7 @@ export class Stage implements AsyncDisposable {
       outcome.outcome = 'nowhere';
       return;
     }
+    outcome.told = await this.#history(struck);
     const vm = (await this.#vmAt(holder, vmId))!;
     const side = holder === from ? 'source' : 'destination';
     outcome.outcome = `${vm.state} at the ${side}${told}`;
@@ -371,7 +377,7 @@ export class Stage implements AsyncDisposable {
         if (files.length > 0) outcome.leftovers.push(`files at ${each.name}: ${files.join(' ')}`);
         if ((await qemusOf(vmId, each.directory)).length > 0) outcome.leftovers.push(`QEMU at ${each.name}`);
       } else if (vm.state === 'running') {
-        const more = files.filter((file) => !filesBefore.includes(file));
+        const more = files.filter((file) => !filesBefore.includes(file) && !isOfSpareMonitor(file));
         if (more.length > 0) outcome.leftovers.push(`files at ${each.name}: ${more.join(' ')}`);
         await each.stop();
         const traces = await tracesInQemu(this.#vmDirectory(each, vmId)).catch((error) => [String(error)]);
@@ -382,6 +388,14 @@ export class Stage implements AsyncDisposable {
         outcome.leftovers.push(`an open migration at ${each.name}`);
     }
     if (vm.state !== 'running') await this.#deleteVm(holder);
+  }
+
+  /** What an operator reads of it afterwards. */
+  async #history({ from, to, migrationId }: Struck): Promise<string> {
+    const migration = (await this.#migration(from, migrationId)) ?? (await this.#migration(to, migrationId));
+    if (!migration) return 'no migration on record';
+    const { state, failure } = migration;
+    return failure ? `${state}: ${failure.code}: ${failure.message}` : state;
   }
 
   async #isAtRest({ from, to, vmId, migrationId }: Struck): Promise<boolean> {

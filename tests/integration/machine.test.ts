@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { readdir, readFile, readlink, writeFile } from 'node:fs/promises';
-import { createServer } from 'node:net';
+import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, test } from 'node:test';
@@ -14,8 +14,9 @@ import type { ProcessRef } from '../../src/model/vm.ts';
 import type { Launch } from '../../src/vm/argv.ts';
 import { Host } from '../../src/vm/host.ts';
 import { Machine } from '../../src/vm/machine.ts';
-import { socketPaths } from '../../src/vm/paths.ts';
+import { pipePaths, socketPaths } from '../../src/vm/paths.ts';
 import { findQemu, isAlive } from '../../src/vm/process.ts';
+import { SpareMonitor } from '../../src/vm/spare-monitor.ts';
 import { until, Workshop } from './tiny-vm.ts';
 
 const options = { timeout: 120_000 };
@@ -246,3 +247,33 @@ test('the facts of this host name its QEMU and versioned machine types only', op
   assert.ok(facts.qemu.cpuModels.includes('Nehalem'));
   assert.ok(facts.memory.totalBytes >= facts.memory.availableBytes && facts.memory.availableBytes > 0);
 });
+
+test(
+  'a spare monitor answers a later daemon while QEMU does nothing else, and goes with its QEMU',
+  options,
+  async () => {
+    const launch = { ...(await workshop.plan()), incoming: true, spareMonitor: true };
+    const machine = await Machine.launch(launch);
+    // A server that takes the connection and never speaks: QEMU waits for it and runs no other command.
+    const silentPath = join(launch.directory, 'nbd.sock');
+    await using silent = createServer().listen(silentPath);
+    await once(silent, 'listening');
+    const reached = once(silent, 'connection');
+    const server = { type: 'unix', path: silentPath };
+    machine.qmp.execute('blockdev-add', { driver: 'nbd', 'node-name': 'never', server }).catch(() => {});
+    const [socket] = (await reached) as [Socket];
+    machine.detach();
+    const { id, directory } = launch;
+    const found = { id, directory, process: machine.process };
+    await assert.rejects(Machine.adopt(found, { timeoutMs: 1000 }), { code: 'timeout' });
+    for (const _daemon of [1, 2]) {
+      using spare = SpareMonitor.open(machine.paths)!;
+      await assert.rejects(spare.recover(machine.paths.incoming), /when postcopy is paused/);
+    }
+    socket.destroy();
+    const adopted = await Machine.adopt(found);
+    await adopted!.kill();
+    assert.equal(SpareMonitor.open(machine.paths), undefined);
+    assert.deepEqual(pipePaths(machine.paths).filter(existsSync), []);
+  },
+);

@@ -142,6 +142,21 @@ test('a post-copy that loses its session goes on over a new one', async () => {
   await assertNothingLeft(pair.destination.machine!, lab.b);
 });
 
+test('a daemon that starts beside a QEMU that waits for a page brings it the stream that it lacks', async () => {
+  await using lab = await Lab.make();
+  const machine = await lab.boot(lab.a);
+  await startCheckers(machine);
+  const pair = await lab.migration(lab.a, lab.b, machine, { mode: 'postcopy', ...slow });
+  pair.crashAt('destination', 'owning');
+  await pair.source.start();
+  await pair.crashed;
+  await pair.restartBesideSilentQemu();
+  assert.equal((await pair.source.waitUntilOver()).name, 'moved');
+  await pair.untilDestination('settled');
+  await checked(pair.destination.machine!);
+  await assertNothingLeft(pair.destination.machine!, lab.b);
+});
+
 test('a source QEMU that is killed before the commit leaves nothing at the destination', async () => {
   await using lab = await Lab.make();
   const machine = await lab.boot(lab.a);

@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { Duplex, Transform } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { guestImage } from '../../src/lab/guests.ts';
-import { DestinationMigration } from '../../src/migration/destination.ts';
+import { DestinationMigration, type SilentQemu } from '../../src/migration/destination.ts';
 import type { DestinationState } from '../../src/migration/destination-machine.ts';
 import type { Problem, ToDestination, ToSource } from '../../src/migration/protocol.ts';
 import { type SessionPurpose, SourceMigration } from '../../src/migration/source.ts';
@@ -28,7 +28,9 @@ import type { VmSpec } from '../../src/model/vm.ts';
 import { SlabStore, serveSlabs } from '../../src/relay/index.ts';
 import { createDisk, diskUsage } from '../../src/vm/disks.ts';
 import { Machine } from '../../src/vm/machine.ts';
+import { machinePaths } from '../../src/vm/paths.ts';
 import { findQemu, killProcess, waitUntilGone } from '../../src/vm/process.ts';
+import { SpareMonitor } from '../../src/vm/spare-monitor.ts';
 
 const image = guestImage('tiny');
 
@@ -86,7 +88,7 @@ export class Lab implements AsyncDisposable {
 
   async launch(
     site: Site,
-    incoming: boolean,
+    incoming: boolean | 'postcopy',
     diskFile = join(site.directory, 'disk.qcow2'),
   ): Promise<Machine> {
     await mkdir(site.directory, { recursive: true });
@@ -105,7 +107,8 @@ export class Lab implements AsyncDisposable {
       accelerator: 'tcg',
       directory: site.directory,
       diskFile,
-      incoming,
+      incoming: incoming !== false,
+      spareMonitor: incoming === 'postcopy',
     });
     this.#made.defer(async () => {
       machine.detach();
@@ -234,6 +237,26 @@ export class Pair {
     }
   }
 
+  /** The daemon of the destination starts again and finds a QEMU that waits for a page, and so for a new stream. */
+  async restartBesideSilentQemu(): Promise<void> {
+    const before = this.destination.machine!;
+    const { process } = before;
+    const { directory } = this.#facts.to;
+    await this.destination.stop();
+    // The last that the daemon before did: the VM should run, and lacks nearly all of its memory.
+    await before.resume({ timeoutMs: 1000 }).catch(() => {});
+    before.detach();
+    const adopt = (timeoutMs: number) =>
+      Machine.adopt({ id: this.#lab.id, directory, process }, { timeoutMs });
+    await assert.rejects(adopt(3000), { code: 'timeout' });
+    const paths = machinePaths(directory);
+    using spare = SpareMonitor.open(paths)!;
+    const silent = { paths, recover: (socketPath: string) => spare.recover(socketPath) };
+    this.destination = this.#makeDestination(this.destinationJournal.at(-1)!, null, silent);
+    const machine = await adopt(60_000);
+    await this.destination.answers(machine);
+  }
+
   /** Every session between the two ends for good; messages still pass. */
   cutSessions(): void {
     for (const stream of this.#streams) stream.destroy();
@@ -276,19 +299,25 @@ export class Pair {
     });
   }
 
-  #makeDestination(state: DestinationState, machine: Machine | null): DestinationMigration {
+  #makeDestination(
+    state: DestinationState,
+    machine: Machine | null,
+    silent?: SilentQemu,
+  ): DestinationMigration {
     const { vm, to, wanted } = this.#facts;
+    const { mode } = this.#options;
     return new DestinationMigration({
       vm,
       options: this.#options,
       state,
       machine,
+      silent,
       retryMs: 100,
       surroundings: {
         journal: { append: (next) => void this.destinationJournal.push(next) },
         send: (message) => this.#deliver(message, (one: ToSource) => this.source.receive(one)),
         check: wanted.check ?? (async () => []),
-        make: () => this.#lab.launch(to, true, wanted.diskFile),
+        make: () => this.#lab.launch(to, mode === 'precopy' ? true : 'postcopy', wanted.diskFile),
         merging: {
           openRelay: (relay, group) => this.#openRelay(relay, group, true),
           readManifest: async () => this.manifest,
@@ -492,6 +521,9 @@ export async function inGuest(machine: Machine, script: string, input?: string):
   return stdout;
 }
 
+/** What a VM that came by post-copy has until its QEMU ends. */
+export const isOfSpareMonitor = (file: string): boolean => file === 'spare.in' || file === 'spare.out';
+
 /** Nothing of a migration is left in a QEMU, and in its directory only what a running VM has. */
 export async function assertNothingLeft(machine: Machine, site: Site): Promise<void> {
   assert.deepEqual(await machine.qmp.execute('query-block-jobs'), []);
@@ -505,7 +537,7 @@ export async function assertNothingLeft(machine: Machine, site: Site): Promise<v
     capabilities.filter(({ state }) => state),
     [],
   );
-  const files = (await readdir(site.directory)).sort();
+  const files = (await readdir(site.directory)).filter((file) => !isOfSpareMonitor(file)).sort();
   assert.deepEqual(files, [
     'agent.sock',
     'console.log',

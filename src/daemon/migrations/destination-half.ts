@@ -1,7 +1,7 @@
 /** The destination's half of a migration with the daemon around it. The VM's record is in step with who owns the VM. */
 
 import { setImmediate } from 'node:timers/promises';
-import { DestinationMigration } from '../../migration/destination.ts';
+import { DestinationMigration, type SilentQemu } from '../../migration/destination.ts';
 import { isDestinationOver } from '../../migration/destination-machine.ts';
 import type { Merged, Problem } from '../../migration/protocol.ts';
 import { vmOfSets } from '../references/reference-sets.ts';
@@ -25,11 +25,11 @@ export interface DestinationHooks {
   onOver: () => void;
 }
 
-/** `found`: the VM as an earlier daemon has left it. */
+/** `found`: the VM as an earlier daemon has left it; `silent`: its QEMU, if that does not answer. */
 export function makeDestination(
   parts: HalfParts,
   record: DestinationRecord,
-  found: Managed | undefined,
+  { found, silent }: { found?: Managed | undefined; silent?: SilentQemu | undefined },
   { check, onOver }: DestinationHooks,
 ): DestinationMigration {
   const { id, vm, options, peer } = record;
@@ -72,6 +72,7 @@ export function makeDestination(
     const { machine, accelerator } = await runner.receive(
       { ...vm, spec },
       image,
+      { hasPostcopy: options.mode !== 'precopy' },
       AbortSignal.timeout(makeTimeoutMs),
     );
     registry.update(arriving, { process: machine.process, runningWith: accelerator });
@@ -105,6 +106,7 @@ export function makeDestination(
     options,
     state: record.state,
     machine: found?.machine ?? null,
+    silent,
     surroundings: {
       journal: { append: (state) => journal.append(record, state) },
       send: async (message) => {

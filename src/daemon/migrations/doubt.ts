@@ -4,6 +4,7 @@
  */
 import type { DestinationState } from '../../migration/destination-machine.ts';
 import type { SourceState } from '../../migration/source-machine.ts';
+import type { MigrationOptions } from '../../model/migration.ts';
 
 const doubtMs = 15_000;
 
@@ -19,9 +20,13 @@ export const isSourceInDoubt = ({ name }: SourceState): boolean => name === 'swi
 export const isDestinationInDoubt = (state: DestinationState): boolean =>
   state.name === 'waiting' && state.loaded === 'whole';
 
-export const doubtAtSource = (peer: string): string =>
+export const doubtAtSource = (peer: string, { mode, engine }: MigrationOptions): string =>
   `${peer} has been given the VM and does not answer; the VM stands still until it does. If ${peer} is gone for ` +
-  'good, and only then, claim the VM here: viper vm claim';
+  `good, and only then, claim the VM here: viper vm claim${mode === 'precopy' || engine === 'condensed' ? '' : mayBeBound}`;
+
+/** A stock QEMU takes back no post-copy that it has begun. */
+const mayBeBound =
+  '. If post-copy has begun, its memory is lost then, and it can only be started from its disk';
 
 export const doubtAtDestination = (peer: string): string =>
   `The VM is here as a whole, but ${peer} does not say whether it may run here; it stands still until it does. If ` +

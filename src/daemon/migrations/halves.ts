@@ -5,7 +5,7 @@
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { AcceptedSession, Session, SessionRequest } from '../../link/index.ts';
-import type { DestinationMigration } from '../../migration/destination.ts';
+import type { DestinationMigration, SilentQemu } from '../../migration/destination.ts';
 import { absentDestination } from '../../migration/destination-machine.ts';
 import { checkFit, type Preflight, qemuFactsOf } from '../../migration/preflight.ts';
 import type { Merged, ToDestination, ToSource } from '../../migration/protocol.ts';
@@ -60,13 +60,15 @@ export class Halves {
     return migration;
   }
 
-  beDestination(record: DestinationRecord, found?: Managed): DestinationMigration {
+  /** `silent`: the QEMU of `found`, which does not answer yet. */
+  beDestination(record: DestinationRecord, found?: Managed, silent?: SilentQemu): DestinationMigration {
     const { id, vm } = record;
-    if (found) found.operationId = id;
-    const migration = makeDestination(this.#options, record, found, {
+    if (found && !silent) found.operationId = id;
+    const hooks = {
       check: async () => (await this.#fit(vm, record.options)).problems,
-      onOver: () => this.incoming.delete(id),
-    });
+      onOver: () => void this.incoming.delete(id),
+    };
+    const migration = makeDestination(this.#options, record, { found, silent }, hooks);
     this.incoming.set(id, migration);
     return migration;
   }

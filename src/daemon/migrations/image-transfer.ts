@@ -1,4 +1,11 @@
-/** The base image of a VM goes first where the destination lacks it; the destination checks its digest. */
+/**
+ * The base image of a VM goes first where the destination lacks it; the destination checks its digest.
+ *
+ *   destination: u64 (big-endian), the bytes that it has of an earlier transfer      source: the bytes from there on
+ *   destination: the end of its side, when the image is in its store
+ *
+ * Within one pair of daemons the link resumes; this is for a daemon that was started again.
+ */
 import { once } from 'node:events';
 import { createReadStream } from 'node:fs';
 import { pipeline } from 'node:stream/promises';
@@ -7,13 +14,21 @@ import { AppError, asAppError } from '../../model/errors.ts';
 import type { VmToMove } from '../../model/migration.ts';
 import type { ImageService } from '../images.ts';
 
+const startBytes = 8;
+
 /** Resolves when the image is in the store of the other side. */
 export async function sendImage(
   session: Session,
   file: string,
   { signal, onBytes }: { signal: AbortSignal; onBytes: (sentBytes: number) => void },
 ): Promise<void> {
-  let sentBytes = 0;
+  // It ends its side when the image is in its store.
+  const answered = once(session, 'end', { signal });
+  answered.catch(() => {});
+  const start = await readStart(session, signal);
+  session.resume();
+  let sentBytes = start;
+  onBytes(sentBytes);
   const counted = async function* (source: AsyncIterable<Buffer>) {
     for await (const chunk of source) {
       sentBytes += chunk.length;
@@ -21,12 +36,17 @@ export async function sendImage(
       yield chunk;
     }
   };
-  session.resume();
-  // It ends its side when the image is in its store.
-  const answered = once(session, 'end', { signal });
-  answered.catch(() => {});
-  await pipeline(createReadStream(file, { highWaterMark: 1024 * 1024 }), counted, session, { signal });
+  await pipeline(createReadStream(file, { start, highWaterMark: 1024 * 1024 }), counted, session, { signal });
   await answered;
+}
+
+async function readStart(session: Session, signal: AbortSignal): Promise<number> {
+  for (;;) {
+    const start: Buffer | null = session.read(startBytes);
+    if (start?.length === startBytes) return Number(start.readBigUInt64BE());
+    if (session.readableEnded) throw new AppError('peer_unreachable', 'The session of the image ended');
+    await once(session, 'readable', { signal });
+  }
 }
 
 /** What the destination has to know before the first byte. */
@@ -52,6 +72,11 @@ export async function takeImage(session: Session, images: ImageService): Promise
         digest: String(digest),
         format: format === 'raw' ? 'raw' : 'qcow2',
         ...(Number.isSafeInteger(fileBytes) ? { sizeBytes: fileBytes as number } : {}),
+        onStart: (bytes) => {
+          const start = Buffer.alloc(startBytes);
+          start.writeBigUInt64BE(BigInt(bytes));
+          session.write(start);
+        },
       },
       ended.signal,
     );

@@ -12,12 +12,14 @@ import { chooseEngine, type EngineChoice } from '../../migration/engine-policy.t
 import type { Problem } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { plannedSource } from '../../migration/source-machine.ts';
-import { AppError } from '../../model/errors.ts';
+import { AppError, asAppError } from '../../model/errors.ts';
 import type { Peer } from '../../model/fleet.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import type { MigrationEngine, MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
 import type { Operation } from '../../model/operation.ts';
 import { imageFile } from '../../vm/images.ts';
+import { machinePaths } from '../../vm/paths.ts';
+import { SpareMonitor } from '../../vm/spare-monitor.ts';
 import type { Principal } from '../credentials.ts';
 import type { EventLog } from '../events.ts';
 import type { Fleet } from '../fleet.ts';
@@ -80,6 +82,10 @@ export interface MigrationStart {
 }
 
 type MigrateVm = Static<typeof schemas.MigrateVm>;
+
+/** How long no byte of an image may get through. */
+const imagePatienceMs = 60_000;
+const imageRetryMs = 1000;
 
 const defaultLimits: MigrationLimits = { downtimeMs: 300, autoConverge: false };
 
@@ -304,11 +310,23 @@ export class MigrationService {
 
   async #sendImage(peerId: Uuid, vm: VmToMove, id: Uuid, { signal, progress }: OperationContext) {
     const { digest, format, fileBytes } = vm.image;
-    const session = await this.#peers.open(peerId, 'image', imageHello(id, vm.image), signal);
-    await sendImage(session, imageFile(this.#options.paths.images, digest, format), {
-      signal,
-      onBytes: (done) => progress({ phase: 'image', done, total: fileBytes, unit: 'bytes' }),
-    });
+    const file = imageFile(this.#options.paths.images, digest, format);
+    let lastAt = performance.now();
+    const onBytes = (done: number) => {
+      lastAt = performance.now();
+      progress({ phase: 'image', done, total: fileBytes, unit: 'bytes' });
+    };
+    for (;;) {
+      try {
+        const session = await this.#peers.open(peerId, 'image', imageHello(id, vm.image), signal);
+        return await sendImage(session, file, { signal, onBytes });
+      } catch (error) {
+        // A daemon that was started again knows nothing of the session, and has kept the bytes.
+        const isLost = ['peer_unreachable', 'interrupted'].includes(asAppError(error).code);
+        if (!isLost || performance.now() - lastAt > imagePatienceMs) throw error;
+        await sleep(imageRetryMs, undefined, { signal });
+      }
+    }
   }
 
   async setLimits(id: Uuid, limits: MigrationLimits): Promise<Static<typeof schemas.Migration>> {
@@ -333,10 +351,11 @@ export class MigrationService {
   /** An operator's word that the other side will not run the VM; told by an event, for the audit. */
   async claim(reference: string, reason: string, caller: Principal): Promise<void> {
     const { registry, events } = this.#options;
-    const { record: vm } = registry.find(reference);
+    const managed = registry.find(reference);
+    const { record: vm } = managed;
     const record = this.#journal.unfinished().find((each) => each.vm.id === vm.id);
     const migration = record && (this.halves.outgoing.get(record.id) ?? this.halves.incoming.get(record.id));
-    if (record && !migration) {
+    if (record && (!migration || managed.silent)) {
       throw new AppError(
         'wrong_state',
         `The QEMU of VM '${vm.name}' does not answer: nobody knows what it does`,
@@ -365,8 +384,8 @@ export class MigrationService {
     const { registry, vms, log } = this.#options;
     const unfinished = this.#journal.unfinished();
     for (const record of unfinished) {
-      const silent = registry.all().find((each) => each.record.id === record.vm.id)?.silent;
-      if (silent) this.#takeUpLater(record, silent);
+      const managed = registry.all().find((each) => each.record.id === record.vm.id);
+      if (managed?.silent) this.#takeUpLater(record, managed, managed.silent);
       else this.#takeUp(record);
     }
     // A daemon may die between a VM's record and that of its migration.
@@ -379,15 +398,33 @@ export class MigrationService {
   }
 
   /** What a silent QEMU does nobody knows, so nothing is said or decided about its VM until it answers or has ended. */
-  #takeUpLater(record: MigrationRecord, silent: Promise<void>): void {
+  #takeUpLater(record: MigrationRecord, managed: Managed, silent: Promise<void>): void {
+    const { paths, log } = this.#options;
     const message =
       'The QEMU of the VM does not answer; the migration goes on when it does, or when its process ends';
     narrate(this.#options, record).attention(message);
-    silent.then(
-      () => this.#takeUp(record),
-      // The daemon closes.
-      () => {},
-    );
+    const machinePathsOf = machinePaths(paths.vm(record.vm.id));
+    // What it waits for may be a page of a stream that the daemon before took with it.
+    const spare = record.role === 'destination' ? SpareMonitor.open(machinePathsOf) : undefined;
+    const waiting =
+      spare && record.role === 'destination'
+        ? this.halves.beDestination(record, managed, {
+            paths: machinePathsOf,
+            recover: (socketPath) => spare.recover(socketPath),
+          })
+        : undefined;
+    silent
+      .finally(() => spare?.[Symbol.dispose]())
+      .then(
+        () => {
+          if (!waiting) return this.#takeUp(record);
+          managed.operationId = record.id;
+          return waiting.answers(managed.machine ?? null);
+        },
+        // The daemon closes.
+        () => {},
+      )
+      .catch((error) => log.error({ err: error, migrationId: record.id }, 'migration stands still'));
   }
 
   #takeUp(record: MigrationRecord): void {

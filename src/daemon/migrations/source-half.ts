@@ -36,7 +36,7 @@ export function makeSource(
   const { journal, peers, vms, runner, networks, paths, references } = parts;
   const ofSets = vmOfSets(vm, options, (each) => runner.diskOf(each));
   const tell = narrate(parts, record);
-  const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name)));
+  const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name, options)));
   let since = performance.now();
   let isOver = false;
   const link = new LinkMeter();

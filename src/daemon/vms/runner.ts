@@ -285,15 +285,20 @@ export class Runner {
    * A QEMU that waits for memory to come over the link, and for its disk as well: on an empty one of its own, on
    * `image`. Without an image the disk is on shared storage, and there.
    */
-  async receive(vm: Runnable, image: ImageRecord | undefined, signal: AbortSignal): Promise<Started> {
+  async receive(
+    vm: Runnable,
+    image: ImageRecord | undefined,
+    { hasPostcopy }: { hasPostcopy: boolean },
+    signal: AbortSignal,
+  ): Promise<Started> {
     if (image) await this.makeDisk(vm, image, signal);
     else await this.#makeDirectory(vm);
-    return this.#launch(vm, { incoming: true }, signal, async () => {});
+    return this.#launch(vm, { incoming: true, spareMonitor: hasPostcopy }, signal, async () => {});
   }
 
   async #launch(
     vm: Runnable,
-    { incoming }: { incoming: boolean },
+    how: { incoming: boolean; spareMonitor?: boolean },
     signal: AbortSignal,
     begin: (machine: Machine) => Promise<void>,
   ): Promise<Started> {
@@ -321,7 +326,7 @@ export class Runner {
         sharedDisk: vm.spec.disk.storage !== undefined,
         seedFile: seedIn(directory),
         taps,
-        incoming,
+        ...how,
       },
       { signal },
     );
