@@ -141,7 +141,7 @@ function resultFacts(prefix: string, result: object): [string, string][] {
 }
 
 function factsOf(migration: Migration): [string, string | undefined][] {
-  const { vm, options, progress, result, failure, over } = migration;
+  const { vm, options, progress, result, failure, attention, over } = migration;
   return [
     ['Id', migration.id],
     ['VM', `${vm.name} ${vm.id}`],
@@ -157,6 +157,7 @@ function factsOf(migration: Migration): [string, string | undefined][] {
         ? undefined
         : formatDuration(progress.forecastDowntimeMs),
     ],
+    ['Attention', attention],
     ['Failure', failure && `${failure.code}: ${failure.message}`],
     ...resultFacts('Result', result ?? {}),
     ['Begun', formatTime(migration.createdAt)],

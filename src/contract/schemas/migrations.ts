@@ -285,6 +285,9 @@ export const Migration = Exact({
   failure: Type.Optional(
     Exact({ code: Type.String(), message: Type.String(), problems: Type.Optional(Type.Array(Problem)) }),
   ),
+  attention: Type.Optional(
+    Type.String({ description: 'What does not go on by itself, and what an operator can do about it.' }),
+  ),
   createdAt: Time,
   finishedAt: Type.Optional(Time),
 });

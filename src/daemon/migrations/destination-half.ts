@@ -38,7 +38,7 @@ export function makeDestination(
   const tell = narrate(parts, record);
   const doubt = new DoubtTimer(() => {
     const explain = migration.state.name === 'arrived' ? pagesAreMissing : doubtAtDestination;
-    tell.attention(explain(peer.name));
+    tell.attention(explain(peer.name), { passing: true });
   });
   const lacksPages = (): boolean => migration.state.name === 'arrived' && !migration.state.complete;
   const inTouch = new InTouch(() => peers.warm(peer.id));
@@ -113,7 +113,11 @@ export function makeDestination(
         const isLast = message.name === 'running' && message.complete;
         const sent = peers.send(peer.id, id, isLast && meter ? { ...message, cost: meter.cost } : message);
         // It says every second that it runs: as long as nobody hears it, nobody sends the pages either.
-        if (lacksPages()) sent.then(doubt.stop.bind(doubt), () => doubt.note(lacksPages()));
+        const isHeard = () => {
+          doubt.stop();
+          tell.goesOn();
+        };
+        if (lacksPages()) sent.then(isHeard, () => doubt.note(lacksPages()));
         await sent;
       },
       check: async () => {
@@ -152,11 +156,13 @@ export function makeDestination(
         // Beside the migration, which does not wait for the guest.
         if (state.name === 'arrived' && arriving && !hasArrived) {
           hasArrived = true;
-          networks.destination.arrived(id, arriving).catch(tell.failure);
+          networks.destination.arrived(id, arriving).catch((error: Error) => {
+            tell.attention(`The VM runs here, but its network is not as it should be: ${error.message}`);
+          });
         }
         if (!isDestinationOver(state) || isOver) return;
         isOver = true;
-        end(state).catch(tell.failure);
+        end(state).catch((error) => tell.failure(error));
       },
       onStep: tell.step,
       onFailure: (error) => tell.failure(error),

@@ -27,16 +27,21 @@ export interface HalfParts {
 }
 
 /** Tells of one migration: each state once in log and events, and whatever only a human can settle. */
-export function narrate({ events, log }: Pick<HalfParts, 'events' | 'log'>, record: MigrationRecord) {
+export function narrate(
+  { events, log, journal }: Pick<HalfParts, 'events' | 'log' | 'journal'>,
+  record: MigrationRecord,
+) {
   const { id, role, vm, peer } = record;
   const fields = { migrationId: id, vmId: vm.id, peerId: peer.id };
   // One that has ended and answers a late question has nothing new to tell.
   let told: string | undefined = record.finishedAt === undefined ? undefined : record.state.name;
+  let isPassing = false;
   return {
     state(state: string): void {
       // Events that change nothing come with the state as it was.
       if (state === told) return;
       told = state;
+      if (isPassing) this.goesOn();
       log.info({ ...fields, state }, 'migration');
       const data = { migrationId: id, role, name: vm.name, peer: peer.name };
       events.append({ kind: `migration.${state}`, vmId: vm.id, data });
@@ -49,13 +54,27 @@ export function narrate({ events, log }: Pick<HalfParts, 'events' | 'log'>, reco
     step(step: string, facts: Record<string, number> = {}): void {
       log.debug({ ...fields, step, ...facts }, 'migration');
     },
-    attention(message: string): void {
+    /** `passing`: it may settle itself yet, and then is no news any more. */
+    attention(message: string, { passing = false } = {}): void {
+      isPassing = passing;
       log.error(fields, message);
       const data = { migrationId: id, role, name: vm.name, message };
       events.append({ kind: 'migration.attention', vmId: vm.id, data });
+      journal.noteAttention(id, message);
     },
+    goesOn(): void {
+      if (isPassing) journal.noteAttention(id, undefined);
+      isPassing = false;
+    },
+    /** Nothing goes on any more, and no rule says how it could. */
     failure(error: Error): void {
       log.error({ ...fields, err: error }, 'migration stands still');
+      const message = `The migration stands still: ${error.message}. A daemon that starts again goes on from its journal`;
+      try {
+        this.attention(message);
+      } catch {
+        // What keeps the store from being written is in the log.
+      }
     },
   };
 }

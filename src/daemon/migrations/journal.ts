@@ -25,6 +25,15 @@ export class MigrationJournal {
     this.#store.migrations.put(change(this.#store.migrations.get(id)));
   }
 
+  /** What only a human can settle, or may forget about: `undefined` when it has settled itself. */
+  noteAttention(id: Uuid, attention: string | undefined): void {
+    const known = this.get(id);
+    if (!known || known.attention === attention) return;
+    const { attention: _before, ...record } = known;
+    const noted = attention === undefined ? record : { ...record, attention };
+    this.#store.migrations.put(noted as MigrationRecord);
+  }
+
   get(id: Uuid): MigrationRecord | undefined {
     return this.#store.migrations.get(id);
   }

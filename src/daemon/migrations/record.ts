@@ -25,6 +25,8 @@ interface Common {
   result?: MigrationResult;
   /** The base image that was sent before. */
   imageBytes?: number;
+  /** The last word to the operator: what does not go on by itself, and what to do about it. */
+  attention?: string;
 }
 export type SourceRecord = Common & { role: 'source'; state: SourceState };
 export type DestinationRecord = Common & { role: 'destination'; state: DestinationState };
@@ -37,7 +39,7 @@ export function endingOf(record: MigrationRecord): Ending | undefined {
 }
 
 export function viewOf(record: MigrationRecord): Static<typeof Migration> {
-  const { id, role, vm, peer, options, state, progress, result, createdAt, finishedAt } = record;
+  const { id, role, vm, peer, options, state, progress, result, attention, createdAt, finishedAt } = record;
   const failure = endingOf(record);
   return {
     id,
@@ -50,6 +52,7 @@ export function viewOf(record: MigrationRecord): Static<typeof Migration> {
     ...(progress ? { progress } : {}),
     ...(result ? { result } : {}),
     ...(failure ? { failure } : {}),
+    ...(attention === undefined ? {} : { attention }),
     createdAt,
     ...(finishedAt ? { finishedAt } : {}),
   };

@@ -402,7 +402,7 @@ export class MigrationService {
     const { paths, log } = this.#options;
     const message =
       'The QEMU of the VM does not answer; the migration goes on when it does, or when its process ends';
-    narrate(this.#options, record).attention(message);
+    narrate({ ...this.#options, journal: this.#journal }, record).attention(message);
     const machinePathsOf = machinePaths(paths.vm(record.vm.id));
     // What it waits for may be a page of a stream that the daemon before took with it.
     const spare = record.role === 'destination' ? SpareMonitor.open(machinePathsOf) : undefined;
@@ -432,6 +432,7 @@ export class MigrationService {
     const { id, vm } = record;
     const fields = { migrationId: id, vmId: vm.id };
     log.warn({ ...fields, role: record.role, state: record.state.name }, 'a migration goes on');
+    if (mayBeInDoubt(record)) this.#journal.noteAttention(id, undefined);
     const managed = registry.all().find((each) => each.record.id === vm.id);
     const onFailure = (error: unknown) => log.error({ ...fields, err: error }, 'migration stands still');
     if (record.role === 'destination') this.halves.beDestination(record, managed).restart().catch(onFailure);
@@ -495,6 +496,10 @@ export class MigrationService {
     };
   }
 }
+
+/** What was told of it by an earlier daemon is told again if it still is so. */
+const mayBeInDoubt = ({ state }: MigrationRecord): boolean =>
+  ['switching', 'waiting', 'owning', 'arrived'].includes(state.name);
 
 const unknownImage = (digest: string): VmToMove['image'] => ({
   digest,

@@ -36,7 +36,7 @@ export function makeSource(
   const { journal, peers, vms, runner, networks, paths, references } = parts;
   const ofSets = vmOfSets(vm, options, (each) => runner.diskOf(each));
   const tell = narrate(parts, record);
-  const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name, options)));
+  const doubt = new DoubtTimer(() => tell.attention(doubtAtSource(peer.name, options), { passing: true }));
   let since = performance.now();
   let isOver = false;
   const link = new LinkMeter();
@@ -109,7 +109,7 @@ export function makeSource(
         tell.state(state.name);
         if (!isSourceOver(state) || isOver) return;
         isOver = true;
-        end().catch(tell.failure);
+        end().catch((error) => tell.failure(error));
       },
       onStep: tell.step,
       onStopped: () => void networks.source.turn(id),
