@@ -190,7 +190,7 @@ test('migrations are listed, shown, limited and cancelled', async () => {
     'GET /v1/migrations': (_, response) => reply(response, 200, { items: [moved], next: null }),
     'GET /v1/migrations/m1': (_, response) => reply(response, 200, moved),
     'GET /v1/migrations/m2': (_, response) =>
-      reply(response, 200, migration('ended', { id: 'm2', over: true, failure })),
+      reply(response, 200, migration('ended', { id: 'm2', over: true, failure, attention: 'look at it' })),
     'PUT /v1/migrations/m1/limits': ({ body }, response) => {
       const { options } = migration('copying');
       reply(response, 200, migration('copying', { options: { ...options, limits: JSON.parse(body) } }));
@@ -204,12 +204,18 @@ test('migrations are listed, shown, limited and cancelled', async () => {
   const show = await shell.viper(['migration', 'show', 'm1']);
   assert.match(show.stdout, /Limits: +downtime 300 ms, 100 Mbit\/s, auto-converge\n/);
   assert.match(show.stdout, /Result memoryBytes: +2 GiB\n/);
+  assert.match((await shell.viper(['migration', 'show', 'm2'])).stdout, /Attention: +look at it\n/);
   const limit = await shell.viper(['migration', 'limit', 'm1', '--bandwidth', 'none', '--downtime', '1s']);
   assert.equal(
     limit.stdout,
     'The limits of migration m1 are now: downtime 1 s, no limit of bandwidth, auto-converge.\n',
   );
   assert.equal((await shell.viper(['migration', 'limit', 'm1'])).exitCode, 2);
+  const paused = await shell.viper(['migration', 'pause', 'm1']);
+  assert.match(paused.stdout, /now: downtime 300 ms, 100 Mbit\/s, auto-converge, paused\.\n$/);
+  assert.doesNotMatch((await shell.viper(['migration', 'resume', 'm1'])).stdout, /paused/);
+  const calm = await shell.viper(['migration', 'limit', 'm1', '--auto-converge', 'off']);
+  assert.match(calm.stdout, /now: downtime 300 ms, 100 Mbit\/s\.\n$/);
   assert.equal(
     (await shell.viper(['migration', 'cancel', 'm1'])).stdout,
     'Migration m1 is being cancelled.\n',

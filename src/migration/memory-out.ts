@@ -41,6 +41,9 @@ const sampledRounds = 5;
 const sampledMs = 800;
 /** The VM runs meanwhile, but does so on borrowed time of its host. */
 const mostDrainMs = 10_000;
+/** QEMU's own (since 2.5). The other keeps a capability, which cannot be changed on the way, as good as off. */
+const fullThrottle = { 'cpu-throttle-initial': 20, 'max-cpu-throttle': 99 };
+const noThrottle = { 'cpu-throttle-initial': 1, 'max-cpu-throttle': 1 };
 
 const ourCapabilities: MigrationCapability[] = [
   'events',
@@ -174,13 +177,14 @@ export async function isBoundToPostcopy(
 
 /** New limits for a migration at work. */
 export async function setLimits(qmp: QmpConnection, limits: MigrationLimits): Promise<void> {
-  const { downtimeMs, bandwidthBps } = limits;
+  const { downtimeMs, bandwidthBps, autoConverge } = limits;
   const bytesPerSecond =
     bandwidthBps === undefined ? unlimitedBytesPerSecond : Math.max(1, Math.floor(bandwidthBps / 8));
   await qmp.execute('migrate-set-parameters', {
     'downtime-limit': downtimeMs,
     'max-bandwidth': bytesPerSecond,
     'max-postcopy-bandwidth': bandwidthBps === undefined ? 0 : bytesPerSecond,
+    ...(autoConverge ? fullThrottle : noThrottle),
   });
 }
 
@@ -200,6 +204,7 @@ export async function dropMemoryOut(qmp: QmpConnection, signal: AbortSignal): Pr
     'downtime-limit': defaultDowntimeMs,
     'max-bandwidth': defaultBytesPerSecond,
     'max-postcopy-bandwidth': 0,
+    ...fullThrottle,
   });
   await setSwitchoverSize(qmp, 0, defaultDowntimeMs);
 }
@@ -210,7 +215,8 @@ async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<v
   await setCapabilities(qmp, [
     'events',
     'pause-before-switchover',
-    ...(options.limits().autoConverge ? (['auto-converge'] as const) : []),
+    // Whether it is wanted may change on the way; see `noThrottle`.
+    'auto-converge',
     ...(hasPostcopy ? (['postcopy-ram', 'return-path'] as const) : []),
     ...(channels > 0 && !hasPostcopy ? (['multifd'] as const) : []),
   ]);

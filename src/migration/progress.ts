@@ -76,7 +76,9 @@ export class ProgressTracker {
   memory(info: MigrationInfo): void {
     this.#memory = info;
     this.#dirtying.note(info, this.#now());
-    this.#throttlePercent = Math.max(this.#throttlePercent, info['cpu-throttle-percentage'] ?? 0);
+    const throttlePercent = info['cpu-throttle-percentage'] ?? 0;
+    // One percent stands for none; see memory-out.ts.
+    if (throttlePercent > 1) this.#throttlePercent = Math.max(this.#throttlePercent, throttlePercent);
     this.#measure();
   }
 

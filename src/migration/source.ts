@@ -65,7 +65,7 @@ export interface SourceSurroundings {
   discard: () => Promise<void>;
   onState?: (state: SourceState) => void;
   onProgress?: (progress: MigrationProgress) => void;
-  /** The vCPUs have stopped here, and mostly for good. */
+  /** The vCPUs have stopped here, and mostly for good: nothing may hold the migration up now. */
   onStopped?: () => void;
   /** What goes on within a state, for those who look where time goes. */
   onStep?: (step: string, facts?: Record<string, number>) => void;
@@ -115,6 +115,7 @@ export class SourceMigration {
   /** Since this daemon let QEMU go past the pause of a post-copy. */
   #wasLetGo = false;
   #stopped = false;
+  #hasStopped = false;
 
   constructor({ id, vm, options, state, machine, surroundings, retryMs = 1000 }: SourceMigrationOptions) {
     this.#id = id;
@@ -155,6 +156,11 @@ export class SourceMigration {
 
   get result(): MigrationResult {
     return this.#tracker.result;
+  }
+
+  /** It copies while the VM runs, and may take its time. */
+  get canBePaused(): boolean {
+    return !this.#hasStopped && ['planned', 'preparing', 'copying'].includes(this.state.name);
   }
 
   /** Begins; resolves when the destination was asked. */
@@ -225,6 +231,7 @@ export class SourceMigration {
 
   #watch(event: QmpEvent): void {
     if (event.name === 'STOP') {
+      this.#hasStopped = true;
       this.#tracker.paused();
       this.#step('stopped');
       this.#around.onStopped?.();

@@ -36,6 +36,8 @@ export interface MigrationLimits {
   bandwidthBps?: number;
   /** Slow the guest down when it dirties its memory faster than the link carries it. */
   autoConverge: boolean;
+  /** Nothing is sent for now. Ends by itself when the VM stops for its switchover. */
+  paused?: boolean;
 }
 
 export interface MigrationOptions {

@@ -110,6 +110,21 @@ test(
   async () => {
     const { operation, migrationId } = await whileMemoryIsCopied();
     const [pid] = await qemusOf(vmId, north.directory);
+    const params = { migration: migrationId };
+    const bytes = async () => (await north.viper.getMigration({ params })).progress!.doneBytes;
+    const limits = { downtimeMs: 300, autoConverge: true, ...slow };
+    const paused = await north.viper.limitMigration({ params, body: { ...limits, paused: true } });
+    assert.ok(paused.options.limits.paused && paused.options.limits.autoConverge);
+    let before = await bytes();
+    await until('its pause', async () => {
+      await sleep(1000);
+      const now = await bytes();
+      const isStill = now === before;
+      before = now;
+      return isStill;
+    });
+    await north.viper.limitMigration({ params, body: limits });
+    await until('more bytes', async () => (await bytes()) > before);
     await north.viper.cancelOperation({ params: { operation: operation.id } });
     // Within a second, says the issue: so no second without work of its vCPUs, which the checkers keep busy.
     for (let second = 0; second < 3; second += 1) {

@@ -13,6 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { guestImage } from '../../src/lab/guests.ts';
 import { DestinationMigration, type SilentQemu } from '../../src/migration/destination.ts';
 import type { DestinationState } from '../../src/migration/destination-machine.ts';
+import { closeDisk } from '../../src/migration/memory-in.ts';
 import type { Problem, ToDestination, ToSource } from '../../src/migration/protocol.ts';
 import { type SessionPurpose, SourceMigration } from '../../src/migration/source.ts';
 import { plannedSource, type SourceState } from '../../src/migration/source-machine.ts';
@@ -244,7 +245,8 @@ export class Pair {
     const { directory } = this.#facts.to;
     await this.destination.stop();
     // The last that the daemon before did: the VM should run, and lacks nearly all of its memory.
-    await before.resume({ timeoutMs: 1000 }).catch(() => {});
+    const soon = { timeoutMs: 1000 };
+    await Promise.all([closeDisk(before.qmp, soon), before.resume(soon)]).catch(() => {});
     before.detach();
     const adopt = (timeoutMs: number) =>
       Machine.adopt({ id: this.#lab.id, directory, process }, { timeoutMs });

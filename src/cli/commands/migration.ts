@@ -1,5 +1,5 @@
 /** `viper migration …`: the migrations from and to the cloudlet, those that run and those that were. */
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { type Migration, ViperError } from '../../sdk/client.ts';
 import { UsageError } from '../failures.ts';
 import { followMigration, summaryOf } from '../follow-migration.ts';
@@ -67,7 +67,26 @@ export function addMigrationCommands(program: Command): void {
   )
     .option('--downtime <time>', 'the pause that pre-copy may plan for', parseDuration)
     .option('--bandwidth <rate>', 'most bits per second, such as 100M; none takes the limit away', rateOrNone)
+    .addOption(
+      new Option(
+        '--auto-converge <whether>',
+        'slow the guest down if it writes faster than the link carries',
+      ).choices(['on', 'off']),
+    )
     .action(withSession(limit));
+
+  addCommand(
+    migration,
+    'pause <migration>',
+    'send nothing for now; the VM runs on. Ends when the VM stops for its switchover',
+    'viper migration pause ID',
+  ).action(
+    withSession((session, id: string) => change(session, id, (limits) => ({ ...limits, paused: true }))),
+  );
+
+  addCommand(migration, 'resume <migration>', 'go on after a pause', 'viper migration resume ID').action(
+    withSession((session, id: string) => change(session, id, (limits) => ({ ...limits, paused: false }))),
+  );
 
   addCommand(
     migration,
@@ -80,22 +99,36 @@ export function addMigrationCommands(program: Command): void {
 interface LimitOptions {
   downtime?: number;
   bandwidth?: number | 'none';
+  autoConverge?: 'on' | 'off';
 }
 
-async function limit(session: Session, id: string, { downtime, bandwidth }: LimitOptions): Promise<void> {
-  if (downtime === undefined && bandwidth === undefined)
-    throw new UsageError('Pass --bandwidth or --downtime, to say what is to change');
-  const { viper, output, signal } = session;
-  const { options } = await viper.getMigration({ params: { migration: id }, signal });
-  const { bandwidthBps, ...limits } = options.limits;
-  const wanted = bandwidth ?? bandwidthBps;
-  const changed = await viper.limitMigration({
-    params: { migration: id },
-    body: {
+async function limit(
+  session: Session,
+  id: string,
+  { downtime, bandwidth, autoConverge }: LimitOptions,
+): Promise<void> {
+  if (downtime === undefined && bandwidth === undefined && autoConverge === undefined)
+    throw new UsageError('Pass --bandwidth, --downtime or --auto-converge, to say what is to change');
+  await change(session, id, ({ bandwidthBps, ...limits }) => {
+    const wanted = bandwidth ?? bandwidthBps;
+    return {
       ...limits,
       ...(downtime === undefined ? {} : { downtimeMs: downtime }),
       ...(wanted === undefined || wanted === 'none' ? {} : { bandwidthBps: wanted }),
-    },
+      ...(autoConverge === undefined ? {} : { autoConverge: autoConverge === 'on' }),
+    };
+  });
+}
+
+async function change(
+  { viper, output, signal }: Session,
+  id: string,
+  changeLimits: (limits: Limits) => Limits,
+): Promise<void> {
+  const { options } = await viper.getMigration({ params: { migration: id }, signal });
+  const changed = await viper.limitMigration({
+    params: { migration: id },
+    body: changeLimits(options.limits),
     signal,
   });
   output.show(changed, () => output.say(`The limits of migration ${id} are now: ${limitsOf(changed)}.`));
@@ -120,15 +153,18 @@ async function cancel({ viper, output, signal }: Session, id: string): Promise<v
   throw new ViperError('wrong_state', `Migration ${id} cannot be cancelled: ${why}`, { details: { state } });
 }
 
+type Limits = Migration['options']['limits'];
+
 const wayOf = ({ role, peer }: Migration): string =>
   role === 'source' ? `to ${peer.name}` : `from ${peer.name}`;
 
 function limitsOf({ options: { limits } }: Migration): string {
-  const { downtimeMs, bandwidthBps, autoConverge } = limits;
+  const { downtimeMs, bandwidthBps, autoConverge, paused } = limits;
   return [
     `downtime ${formatDuration(downtimeMs)}`,
     bandwidthBps === undefined ? 'no limit of bandwidth' : formatBitRate(bandwidthBps),
     ...(autoConverge ? ['auto-converge'] : []),
+    ...(paused ? ['paused'] : []),
   ].join(', ');
 }
 

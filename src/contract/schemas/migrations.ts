@@ -16,6 +16,12 @@ export const Limits = Exact({
   autoConverge: Type.Boolean({
     description: 'Slow the guest down if it writes faster than the link carries.',
   }),
+  paused: Type.Optional(
+    Type.Boolean({
+      description:
+        'Send nothing for now. Not once the VM stands still for its switchover, which ends it, too.',
+    }),
+  ),
 });
 export const MigrationOptions = Exact({
   mode: OneOf(migrationModes, '`auto`: pre-copy while rounds shrink the work, post-copy when they do not.'),

@@ -16,7 +16,7 @@ test('the limit of the config holds until another is set, which outlives the dae
 test('the sessions of one migration are one party with one limit, those of another are another', () => {
   using fixture = testStore();
   const limits = new LinkLimits(fixture.store, undefined);
-  limits.setMigration('one', 8_000_000);
+  limits.setMigration('one', { bandwidthBps: 8_000_000 });
   const [disk, memory, other] = [limits.of('one'), limits.of('one'), limits.of('two')];
   assert.equal(disk.party, memory.party);
   assert.notEqual(disk.party, other.party);
@@ -24,7 +24,7 @@ test('the sessions of one migration are one party with one limit, those of anoth
     disk.limiters.map(({ rateBps }) => rateBps),
     [8_000_000, null],
   );
-  limits.setMigration('one', undefined);
+  limits.setMigration('one', { bandwidthBps: undefined });
   assert.equal(memory.limiters[0]!.rateBps, null);
   assert.equal(disk.limiters[1], other.limiters[1]);
 });

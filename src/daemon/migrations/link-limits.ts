@@ -4,10 +4,13 @@
  */
 import { RateLimiter, type SharedLimits } from '../../link/index.ts';
 import type { Uuid } from '../../model/ids.ts';
+import type { MigrationLimits } from '../../model/migration.ts';
 import type { Store } from '../store/index.ts';
 
 const metaKey = 'migrationBandwidthBps';
 const unlimited = 'none';
+/** What is sent within the life of anybody is nothing. */
+const pausedBps = 1;
 
 export class LinkLimits {
   readonly #store: Pick<Store, 'meta'>;
@@ -34,8 +37,8 @@ export class LinkLimits {
   }
 
   /** Of one VM: its disk, its memory and its image together. */
-  setMigration(id: Uuid, bps: number | undefined): void {
-    this.#limiterOf(id).setRate(bps ?? null);
+  setMigration(id: Uuid, { bandwidthBps, paused }: Pick<MigrationLimits, 'bandwidthBps' | 'paused'>): void {
+    this.#limiterOf(id).setRate(paused ? pausedBps : (bandwidthBps ?? null));
   }
 
   /** For a session of the migration. */

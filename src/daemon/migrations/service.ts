@@ -152,7 +152,7 @@ export class MigrationService {
     await this.#options.companion.beforeStart({ id, vm, options, peer, hasImage });
     registry.require(managed, 'migrate');
     return this.#operate(managed, { id, vm }, async (work) => {
-      this.#peers.limits.setMigration(id, options.limits.bandwidthBps);
+      this.#peers.limits.setMigration(id, options.limits);
       if (!hasImage) await this.#sendImage(peer.id, vm, id, work);
       const { continuity: wanted, device } = request;
       await this.#options.networks.source.prepare({
@@ -339,12 +339,24 @@ export class MigrationService {
         allowed: [],
       });
     }
-    this.#peers.limits.setMigration(id, limits.bandwidthBps);
-    await migration.setLimits(limits);
+    if (limits.paused && !migration.canBePaused) {
+      throw new AppError(
+        'wrong_state',
+        'The VM stands still for its switchover: nothing may hold it up now',
+        {
+          action: 'pause',
+          state: record.state.name,
+          allowed: [],
+        },
+      );
+    }
+    // First of all, so that a VM that stops meanwhile finds the pause that it ends.
     this.#journal.update(id, (known) => ({
       ...(known ?? record),
       options: { ...record.options, limits },
     }));
+    this.#peers.limits.setMigration(id, limits);
+    await migration.setLimits(limits);
     return this.get(id);
   }
 

@@ -41,7 +41,7 @@ export function makeSource(
   let isOver = false;
   const link = new LinkMeter();
   const inTouch = new InTouch(() => peers.warm(peer.id));
-  peers.limits.setMigration(id, options.limits.bandwidthBps);
+  peers.limits.setMigration(id, options.limits);
   const meter = new CostMeter({
     pid: () => managed?.record.process?.pid,
     directory: paths.vm(vm.id),
@@ -52,6 +52,13 @@ export function makeSource(
     const waitedMs = performance.now() - since;
     if (name === 'preparing' && waitedMs > prepareTimeoutMs) void migration.cancel().catch(() => {});
     if (name === 'withdrawing' && waitedMs > withdrawTimeoutMs) void migration.giveUp().catch(() => {});
+  };
+  const endPause = (): void => {
+    const known = journal.get(id);
+    if (!known?.options.limits.paused) return;
+    const limits = { ...known.options.limits, paused: false };
+    peers.limits.setMigration(id, limits);
+    journal.update(id, () => ({ ...known, options: { ...known.options, limits } }));
   };
   const end = async (): Promise<void> => {
     const { state, progress } = migration;
@@ -112,8 +119,11 @@ export function makeSource(
         end().catch((error) => tell.failure(error));
       },
       onStep: tell.step,
-      onStopped: () => void networks.source.turn(id),
       ...(onProgress ? { onProgress } : {}),
+      onStopped: () => {
+        endPause();
+        void networks.source.turn(id);
+      },
       tellOperator: (message) => tell.attention(message),
       onFailure: (error) => tell.failure(error),
     },
