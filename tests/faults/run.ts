@@ -1,9 +1,10 @@
 /**
  * The fault table: every journalled step of a migration, struck by everything that can go wrong, with real daemons.
  *   node tests/faults/run.ts [--only TEXT]... [--quick] [--cut SECONDS] [--times N] [--logs DIRECTORY]
- *                            [--results FILE] [--for SECONDS]
+ *                            [--results FILE] [--for SECONDS] [--parallel N]
  * In DIRECTORY are the logs of the daemons of each case that went wrong. With FILE the table can be run in pieces: what
- * it holds is not run again, and is in the table. After SECONDS no other case begins.
+ * it holds is not run again, and is in the table. After SECONDS no other case begins. N pairs of daemons share the
+ * cases, which spend most of their time waiting.
  * Exit code 1 if a VM was lost or doubled, if something was left over, or if a case could not be run.
  */
 import { appendFileSync, existsSync, readFileSync } from 'node:fs';
@@ -20,6 +21,7 @@ const { values } = parseArgs({
     times: { type: 'string', default: '1' },
     logs: { type: 'string' },
     results: { type: 'string' },
+    parallel: { type: 'string', default: '1' },
     for: { type: 'string', default: 'Infinity' },
   },
 });
@@ -34,9 +36,12 @@ const endAt = performance.now() + Number(values.for) * 1000;
 // The case at work is ended in good order, and the table is printed as far as it came.
 const stop = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort());
-if (left.length > 0) {
+const queue = [...left];
+await Promise.all(Array.from({ length: Math.min(Number(values.parallel), left.length) }, work));
+
+async function work(): Promise<void> {
   await using stage = await Stage.set({ cutMs: Number(values.cut) * 1000, logs: values.logs });
-  for (const one of left) {
+  for (let one = queue.shift(); one; one = queue.shift()) {
     if (stop.signal.aborted || performance.now() > endAt) break;
     if (one.fault === 'destination disk full' && !stage.canFillDisks) {
       console.error(`${nameOf(one)}: left out, only root can mount a small disk`);

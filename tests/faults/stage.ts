@@ -367,7 +367,9 @@ export class Stage implements AsyncDisposable {
       outcome.outcome = `stopped at the ${side}${(await this.#attention(struck)) ? ' (operator told)' : ''}`;
       await holder.viper.wait(await holder.viper.startVm({ params: { vm: vmId } }));
       outcome.stopped = (await this.#vmAt(holder, vmId))?.state === 'running';
-      outcome.lost = !outcome.stopped || !outcome.outcome.endsWith('told)');
+      const isTold =
+        outcome.outcome.endsWith('told)') && outcome.told.includes('can be started from its disk');
+      outcome.lost = !outcome.stopped || !isTold;
     } else if (vm.state !== 'crashed' || !one.fault.endsWith('QEMU')) outcome.lost = true;
 
     // What is in QEMU can only be asked by one at a time.
@@ -394,8 +396,13 @@ export class Stage implements AsyncDisposable {
   async #history({ from, to, migrationId }: Struck): Promise<string> {
     const migration = (await this.#migration(from, migrationId)) ?? (await this.#migration(to, migrationId));
     if (!migration) return 'no migration on record';
-    const { state, failure } = migration;
-    return failure ? `${state}: ${failure.code}: ${failure.message}` : state;
+    const { state, failure, attention } = migration;
+    const said = [
+      state,
+      failure && `${failure.code}: ${failure.message}`,
+      attention && `operator: ${attention}`,
+    ];
+    return said.filter(Boolean).join('; ');
   }
 
   async #isAtRest({ from, to, vmId, migrationId }: Struck): Promise<boolean> {
