@@ -24,9 +24,7 @@ export class Console {
 
   /** Output from now on, and a way to type. The caller closes the session. */
   attach(): ConsoleSession {
-    if (this.#attached.size >= maxAttached) {
-      throw new AppError('too_many', `${maxAttached} consoles of this VM are open already`, { maxAttached });
-    }
+    this.requireRoom();
     const socket = this.#connect();
     const session = new ConsoleSession(
       (bytes) => type(socket, bytes),
@@ -34,6 +32,12 @@ export class Console {
     );
     this.#attached.add(session);
     return session;
+  }
+
+  /** Throws `too_many` while no further session could be opened. */
+  requireRoom(): void {
+    if (this.#attached.size < maxAttached) return;
+    throw new AppError('too_many', `${maxAttached} consoles of this VM are open already`, { maxAttached });
   }
 
   /** Ends every session. */

@@ -20,7 +20,8 @@ export function attachConsole(app: FastifyInstance, cloudlet: Cloudlet): void {
     schema: { params: routes.attachConsole.params },
     onRequest: async (request) => authorize(cloudlet, routes.attachConsole.access, request),
     preHandler: async (request) => {
-      cloudlet.vms.requireConsole(request.params.vm);
+      // Before the upgrade, while there is an answer to give.
+      cloudlet.vms.requireConsole(request.params.vm).requireRoom();
     },
     handler: () => {
       throw new AppError('invalid_request', 'A console is a WebSocket, and the request asks for none', {

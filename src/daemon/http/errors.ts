@@ -1,4 +1,5 @@
 /** From anything thrown to the one JSON shape of errors. */
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
 import { AppError, asAppError, type ErrorCode, httpStatus } from '../../model/errors.ts';
@@ -60,6 +61,7 @@ export function answerClientError(error: Error & { code?: string }, socket: Sock
     },
   );
   const body = JSON.stringify(errorBody(refusal, newId()));
+  // By hand: there is no response object for what was no request.
   socket.end(
     [
       'HTTP/1.1 400 Bad Request',
@@ -70,4 +72,24 @@ export function answerClientError(error: Error & { code?: string }, socket: Sock
       body,
     ].join('\r\n'),
   );
+}
+
+/** Node would answer an expectation that nobody has heard of without a body. */
+export function answerExpectation(request: IncomingMessage, response: ServerResponse): void {
+  const wanted = '100-continue';
+  const refusal = new AppError(
+    'invalid_request',
+    `The request expects ${request.headers.expect}, wanted ${wanted} or nothing`,
+    { problems: [{ field: 'headers.expect', value: request.headers.expect, wanted }] },
+  );
+  response.writeHead(400, { 'content-type': 'application/json; charset=utf-8', connection: 'close' });
+  response.end(JSON.stringify(errorBody(refusal, newId())));
+}
+
+/** HTTP/1.1 wants it, and Node would refuse its absence without a body. */
+export function requireHost({ headers }: FastifyRequest): void {
+  if (headers.host !== undefined || headers[':authority'] !== undefined) return;
+  throw new AppError('invalid_request', 'The request has no host header', {
+    problems: [{ field: 'headers.host', wanted: 'the host that is asked' }],
+  });
 }

@@ -22,7 +22,7 @@ import { linkPurposes } from '../migrations/peer-side.ts';
 import { authorize, callerOf } from './access.ts';
 import { attachConsole } from './console.ts';
 import { registerDocs } from './docs.ts';
-import { answerClientError, answerError } from './errors.ts';
+import { answerClientError, answerError, answerExpectation, requireHost } from './errors.ts';
 import { fleetHandlers } from './handlers/fleet.ts';
 import { followHandlers } from './handlers/follow.ts';
 import { imageHandlers } from './handlers/images.ts';
@@ -75,6 +75,7 @@ export async function viperHttp(app: FastifyInstance, options: { cloudlet: Cloud
     });
   }
   await app.register(fastifyWebsocket, { options: { maxPayload: 64 * 1024 } });
+  app.addHook('onRequest', async (request) => requireHost(request));
   app.addHook('onResponse', (request, reply, done) => {
     const route = request.routeOptions.url ?? 'none';
     cloudlet.metrics.observeRequest(request.method, route, reply.statusCode, reply.elapsedTime / 1000);
@@ -186,8 +187,11 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
       // A client certificate is asked for and judged per request: most callers bring a token instead.
       requestCert: true,
       rejectUnauthorized: false,
+      // Refused by us, in the one shape of errors.
+      requireHostHeader: false,
     },
   });
+  app.server.on('checkExpectation', answerExpectation);
   await app.register(viperHttp, { cloudlet });
   cloudlet.onRenewed(({ tls }) => app.server.setSecureContext({ ...tls, minVersion: 'TLSv1.3' }));
   await app.listen({ host: options.host, port: options.port });
