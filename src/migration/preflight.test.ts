@@ -24,7 +24,13 @@ const vm: VmToMove = {
 };
 
 const roomy: DestinationFacts = {
-  qemu: { version: '10.0.2', machines: ['pc-q35-7.2', 'pc-q35-10.0'], cpuModels: ['Nehalem'] },
+  qemu: {
+    version: '10.0.2',
+    machines: ['pc-q35-7.2', 'pc-q35-10.0'],
+    cpuModels: ['Nehalem'],
+    missingCpuFeatures: {},
+  },
+  featuresWith: 'tcg',
   accelerators: ['tcg'],
   memory: { freeBytes: 4 * GiB },
   disk: { freeBytes: 4 * GiB },
@@ -36,7 +42,7 @@ const roomy: DestinationFacts = {
   clock: { offsetMs: 2000, uncertaintyMs: 20 },
 };
 
-const source = { qemu: { version: '10.0.2' } };
+const source = { qemu: { version: '10.0.2' }, missingCpuFeatures: [] as string[] };
 const onNas: VmToMove = { ...vm, spec: { ...vm.spec, disk: { ...vm.spec.disk, storage: 'nas' } } };
 const fieldsOf = (destination: DestinationFacts, shared?: VmToMove): string[] =>
   checkFit(shared ?? vm, { storage: shared ? 'shared' : 'copied' }, source, destination).problems.map(
@@ -49,7 +55,8 @@ test('a VM that fits has no problems', () => {
 
 test('everything that does not fit is told at once', () => {
   const poor: DestinationFacts = {
-    qemu: { version: '7.2.22', machines: ['pc-q35-7.2'], cpuModels: ['qemu64'] },
+    qemu: { version: '7.2.22', machines: ['pc-q35-7.2'], cpuModels: ['qemu64'], missingCpuFeatures: {} },
+    featuresWith: 'kvm',
     accelerators: ['kvm'],
     memory: { freeBytes: MiB },
     disk: { freeBytes: MiB },
@@ -93,4 +100,23 @@ test('a name that is taken is told, unless the VM itself is there already', () =
 test('a clock is only wrong if the delay of the link does not explain it', () => {
   assert.deepEqual(fieldsOf({ ...roomy, clock: { offsetMs: 40_000, uncertaintyMs: 15_000 } }), []);
   assert.deepEqual(fieldsOf({ ...roomy, clock: { offsetMs: 40_000, uncertaintyMs: 5_000 } }), ['clock']);
+});
+
+test('a feature that the VM has and the CPU there has not is told by its name', () => {
+  const lacking = (there: string[], here: string[], runningWith: 'kvm' | 'tcg' = 'tcg') =>
+    checkFit(
+      { ...vm, runningWith },
+      { storage: 'copied' },
+      { ...source, missingCpuFeatures: here },
+      {
+        ...roomy,
+        accelerators: ['kvm', 'tcg'],
+        featuresWith: 'kvm',
+        qemu: { ...roomy.qemu, missingCpuFeatures: { Nehalem: there } },
+      },
+    ).problems.map(({ field, value }) => ({ field, value }));
+  assert.deepEqual(lacking(['avx2', 'pcid'], ['pcid'], 'kvm'), [{ field: 'cpu.features', value: ['avx2'] }]);
+  assert.deepEqual(lacking(['pcid'], ['pcid'], 'kvm'), []);
+  // What KVM lacks there says nothing of a VM that QEMU emulates.
+  assert.deepEqual(lacking(['avx2'], [], 'tcg'), []);
 });

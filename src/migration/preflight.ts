@@ -9,7 +9,14 @@ import type { Problem } from './protocol.ts';
 
 /** What a destination says of itself. */
 export interface DestinationFacts {
-  qemu: { version: string; machines: string[]; cpuModels: string[] };
+  qemu: {
+    version: string;
+    machines: string[];
+    cpuModels: string[];
+    /** By model, with the accelerator of `featuresWith`. */
+    missingCpuFeatures: Record<string, string[]>;
+  };
+  featuresWith: 'kvm' | 'tcg';
   accelerators: ('kvm' | 'tcg')[];
   memory: { freeBytes: number };
   /** What may still be written, its reserve left out. */
@@ -27,6 +34,8 @@ export interface DestinationFacts {
 
 export interface SourceFacts {
   qemu: { version: string };
+  /** What the VM's CPU model has and the VM does not, since the source's host lacks it too. */
+  missingCpuFeatures: string[];
 }
 
 export interface Preflight {
@@ -64,9 +73,23 @@ export const qemuFactsOf = ({ qemu }: Pick<HostFacts, 'qemu'>): DestinationFacts
   version: qemu.version,
   machines: qemu.machines.map(({ name }) => name),
   cpuModels: qemu.cpuModels,
+  missingCpuFeatures: qemu.missingCpuFeatures,
 });
 
-function* checkQemu(vm: VmToMove, source: SourceFacts, { qemu, accelerators }: DestinationFacts) {
+/**
+ * For a VM that runs here; under KVM it has them all, or QEMU would not have started it. `undefined` if it is not known:
+ * what QEMU lacks is asked of one accelerator alone.
+ */
+export const missingCpuFeaturesOf = (
+  { spec, runningWith }: Pick<VmToMove, 'spec' | 'runningWith'>,
+  { qemu, accelerator }: Pick<HostFacts, 'qemu' | 'accelerator'>,
+): string[] | undefined => {
+  if (runningWith === 'kvm') return [];
+  return runningWith === accelerator ? qemu.missingCpuFeatures[spec.cpu.model] : undefined;
+};
+
+function* checkQemu(vm: VmToMove, source: SourceFacts, destination: DestinationFacts) {
+  const { qemu, accelerators } = destination;
   const { machine, cpu } = vm.spec;
   if (!qemu.machines.includes(machine)) {
     const isOlder = compareVersions(qemu.version, source.qemu.version) < 0;
@@ -75,6 +98,13 @@ function* checkQemu(vm: VmToMove, source: SourceFacts, { qemu, accelerators }: D
   }
   if (!qemu.cpuModels.includes(cpu.model))
     yield problem('cpu.model', cpu.model, qemu.cpuModels, `QEMU ${qemu.version} has no CPU ${cpu.model}`);
+  const missing =
+    destination.featuresWith === vm.runningWith ? qemu.missingCpuFeatures[cpu.model] : undefined;
+  const lacking = missing?.filter((feature) => !source.missingCpuFeatures.includes(feature)) ?? [];
+  if (lacking.length > 0) {
+    const message = `The CPU there lacks ${lacking.join(', ')}, which a VM with ${cpu.model} has here`;
+    yield problem('cpu.features', lacking, 'every feature that the VM has', message);
+  }
   if (!accelerators.includes(vm.runningWith)) {
     const message = `The VM runs with ${vm.runningWith}, which the destination does not have`;
     yield problem('accelerator', vm.runningWith, accelerators, message);

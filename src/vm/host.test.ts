@@ -11,6 +11,7 @@ const facts = {
     version: '7.2.0',
     machines: [{ name: 'pc-q35-7.2', maxCpus: 8 }],
     cpuModels: ['Nehalem', 'max', 'host', 'qemu64'],
+    missingCpuFeatures: {},
   },
   acceleratorFacts: { kvmOpens: true, cpuVirtualises: false },
 };

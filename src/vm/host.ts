@@ -19,6 +19,8 @@ export interface QemuFacts {
   /** Versioned machine types that Viper can lay out, newest last. */
   machines: { name: string; maxCpus: number }[];
   cpuModels: string[];
+  /** Features that a model has and a VM of it would not get here, with the accelerator that 'auto' gives. */
+  missingCpuFeatures: Record<string, string[]>;
 }
 
 export interface HostFacts {
@@ -43,13 +45,13 @@ export class Host {
 
   async facts(signal?: AbortSignal): Promise<HostFacts> {
     const acceleratorFacts = await readAcceleratorFacts();
-    const [qemu, memory] = await Promise.all([this.#readQemu(signal), readMemory()]);
     const accelerator = chooseAccelerator('auto', acceleratorFacts);
+    const [qemu, memory] = await Promise.all([this.#readQemu(accelerator, signal), readMemory()]);
     return { qemu, cpus: availableParallelism(), memory, accelerator, acceleratorFacts };
   }
 
-  #readQemu(signal?: AbortSignal): Promise<QemuFacts> {
-    this.#qemu ??= probeQemu(this.#program, signal).catch((error) => {
+  #readQemu(accelerator: Accelerator, signal?: AbortSignal): Promise<QemuFacts> {
+    this.#qemu ??= probeQemu(this.#program, accelerator, signal).catch((error) => {
       // Perhaps it gets installed; the next one asks again.
       this.#qemu = undefined;
       throw error;
@@ -97,11 +99,17 @@ function lacks(field: string, value: unknown, wanted: unknown, why: string): App
 }
 
 /** Asks a QEMU without a machine, over its standard input and output. */
-async function probeQemu(program: string, signal?: AbortSignal): Promise<QemuFacts> {
+async function probeQemu(
+  program: string,
+  accelerator: Accelerator,
+  signal?: AbortSignal,
+): Promise<QemuFacts> {
   const path = await findProgram(program);
   const argv = [
     '-machine',
     'none',
+    '-accel',
+    accelerator,
     '-nodefaults',
     '-no-user-config',
     '-display',
@@ -131,6 +139,9 @@ async function probeQemu(program: string, signal?: AbortSignal): Promise<QemuFac
         .map((machine) => ({ name: machine.name, maxCpus: machine['cpu-max'] }))
         .sort(byVersion),
       cpuModels: models.map(({ name }) => name).sort(),
+      missingCpuFeatures: Object.fromEntries(
+        models.map(({ name, 'unavailable-features': features = [] }) => [name, features]),
+      ),
     };
   } finally {
     // Passed on to QEMU, which ends at once.

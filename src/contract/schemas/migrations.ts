@@ -138,6 +138,12 @@ export const CheckMigration = Exact({
   vm: VmToMove,
   options: MigrationOptions,
   qemuVersion: Type.String({ maxLength: 40 }),
+  missingCpuFeatures: Type.Optional(
+    Type.Array(Type.String({ maxLength: 40 }), {
+      maxItems: 1000,
+      description: "What the VM's CPU model has and the VM has not, for want of it at the source.",
+    }),
+  ),
   sentAt: Time,
 });
 export const MigrationCheck = Exact({

@@ -77,7 +77,7 @@ export class Halves {
   async check(body: Static<typeof schemas.CheckMigration>): Promise<Static<typeof schemas.MigrationCheck>> {
     // The question was on its way for a part of the difference.
     const clock = { offsetMs: Date.now() - Date.parse(body.sentAt), uncertaintyMs: questionMs };
-    const { problems, imageToSend } = await this.#fit(body.vm, body.options, body.qemuVersion, clock);
+    const { problems, imageToSend } = await this.#fit(body.vm, body.options, body, clock);
     const { references, runner } = this.#options;
     const sets = await references.setsFor(vmOfSets(body.vm, body.options, (vm) => runner.diskOf(vm)));
     return { problems, hasImage: !imageToSend, sets };
@@ -87,15 +87,19 @@ export class Halves {
   async #fit(
     vm: VmToMove,
     options: MigrationOptions,
-    sourceVersion?: string,
+    told: { qemuVersion?: string; missingCpuFeatures?: string[] } = {},
     clock = { offsetMs: 0, uncertaintyMs: 0 },
   ): Promise<Preflight> {
     const { registry, runner, paths, isDraining, store } = this.#options;
     const { host, networks, freeMemoryBytes, freeDiskBytes } = await runner.capacity(paths.root);
     const image = store.images.get(vm.image.digest);
-    const source = { qemu: { version: sourceVersion ?? host.qemu.version } };
+    const source = {
+      qemu: { version: told.qemuVersion ?? host.qemu.version },
+      missingCpuFeatures: told.missingCpuFeatures ?? host.qemu.missingCpuFeatures[vm.spec.cpu.model] ?? [],
+    };
     const { problems, imageToSend } = checkFit(vm, options, source, {
       qemu: qemuFactsOf(host),
+      featuresWith: host.accelerator,
       accelerators: host.accelerator === 'kvm' ? ['kvm', 'tcg'] : ['tcg'],
       memory: { freeBytes: freeMemoryBytes },
       disk: { freeBytes: freeDiskBytes },

@@ -9,6 +9,7 @@ import type * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
 import type { Session } from '../../link/index.ts';
 import { chooseEngine, type EngineChoice } from '../../migration/engine-policy.ts';
+import { missingCpuFeaturesOf } from '../../migration/preflight.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { plannedSource } from '../../migration/source-machine.ts';
@@ -196,14 +197,21 @@ export class MigrationService {
     const peer = this.#peers.find(request.to);
     const wantedRelays = request.relays?.map((relay) => this.#peers.find(relay));
     const id = newId();
-    const { qemu } = await runner.facts();
+    const host = await runner.facts();
     const ask = async (storage: MigrationOptions['storage']) => {
       const vm = await this.#vmToMove(managed, storage);
       // For the checks it makes no difference which one it will be.
       const asPlanned = optionsOf(request, storage, 'direct');
       const sentAt = new Date().toISOString();
       const asked = performance.now();
-      const question = { vm, options: asPlanned, qemuVersion: qemu.version, sentAt };
+      const missingCpuFeatures = missingCpuFeaturesOf(vm, host);
+      const question = {
+        vm,
+        options: asPlanned,
+        qemuVersion: host.qemu.version,
+        ...(missingCpuFeatures ? { missingCpuFeatures } : {}),
+        sentAt,
+      };
       const answer = await this.#peers.check(peer, id, question);
       const rttMs = Math.round(performance.now() - asked);
       const { cloudletBps } = this.#peers.limits;
@@ -216,7 +224,7 @@ export class MigrationService {
         channels: asPlanned.channels,
         linkBps: linkBpsOf(latest, peer.id),
         limitBps: limits.length > 0 ? Math.min(...limits) : undefined,
-        qemuVersion: qemu.version,
+        qemuVersion: host.qemu.version,
         sets: await this.#options.references.inCommon(ofSets, answer.sets ?? []),
         // Post-copy, and memory at others: only for those who leave both to us.
         ...(request.engine === 'auto' && request.mode === undefined && { uplinkBps: uplinkBpsOf(latest) }),
