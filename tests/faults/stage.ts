@@ -355,6 +355,10 @@ export class Stage implements AsyncDisposable {
       return;
     }
     outcome.told = await this.#history(struck);
+    // What is on record is what is: a migration that moved the VM says so, and no other does.
+    const recorded = (await this.#migration(from, migrationId))?.state;
+    if (recorded !== undefined && (recorded === 'moved') !== (holder !== from))
+      outcome.leftovers.push(`a record of ${from.name} that says ${recorded}`);
     const vm = (await this.#vmAt(holder, vmId))!;
     const side = holder === from ? 'source' : 'destination';
     outcome.outcome = `${vm.state} at the ${side}${told}`;

@@ -1,5 +1,7 @@
 /** A VM moves between real daemons while its guest checks its own memory and disk; refusals; drain; a sample of faults. */
 import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, test } from 'node:test';
@@ -76,6 +78,26 @@ async function whileMemoryIsCopied() {
   );
   return { operation, migrationId };
 }
+
+test(
+  'a base image goes on where it was after its destination died, and one that is cancelled leaves nothing',
+  options,
+  async () => {
+    await north.viper.limitCloudlet({ body: { bandwidthBps: 8_000_000 } });
+    const operation = await north.viper.migrateVm({ params: { vm: 'one' }, body: { to: 'south' } });
+    const partial = path.join(south.directory, 'images', 'partial', image.digest.replace(':', '-'), 'disk');
+    await until('the first bytes', async () => (await stat(partial)).size > MiB);
+    await south.stop('SIGKILL');
+    const { size, ino } = await stat(partial);
+    await south.start();
+    await until('more of them', async () => (await stat(partial)).size > size);
+    assert.equal((await stat(partial)).ino, ino);
+    await north.viper.cancelOperation({ params: { operation: operation.id } });
+    await refused(north.viper.wait(operation, { timeoutMs: patienceMs }), 'cancelled');
+    await until('its end there', () => !existsSync(partial));
+    await north.viper.limitCloudlet({ body: { bandwidthBps: null } });
+  },
+);
 
 test(
   'a VM moves there with its base image, and back, and finds its memory and disk as they were',
@@ -279,6 +301,27 @@ test(
   async () => {
     const clone = { params: { vm: 'one' }, body: { name: 'two' } };
     const second = await done(north.viper, north.viper.cloneVm(clone));
+    // One that is called off leaves both where they are; the cloudlet takes none until it is undrained.
+    await north.viper.limitCloudlet({ body: { bandwidthBps: slow.bandwidthBps } });
+    const off = await north.viper.drainCloudlet({ body: {} });
+    await until(
+      'a migration',
+      () => north.viper.getVm({ params: { vm: 'two' } }),
+      ({ state }) => state === 'migrating',
+    );
+    await north.viper.cancelOperation({ params: { operation: off.id } });
+    await refused(north.viper.wait(off, { timeoutMs: patienceMs }), 'cancelled');
+    await north.viper.limitCloudlet({ body: { bandwidthBps: null } });
+    for (const vm of ['one', 'two'])
+      await until(
+        vm,
+        () => north.viper.getVm({ params: { vm } }),
+        ({ state }) => state === 'running',
+      );
+    assert.deepEqual((await south.viper.listVms()).items, []);
+    assert.ok((await north.viper.getCloudlet()).draining);
+    await north.viper.undrainCloudlet();
+    assert.ok(!(await north.viper.getCloudlet()).draining);
     const drained = await north.viper.wait(await north.viper.drainCloudlet({ body: {} }), {
       timeoutMs: 2 * patienceMs,
     });

@@ -93,7 +93,7 @@ export class Lab implements AsyncDisposable {
     diskFile = join(site.directory, 'disk.qcow2'),
   ): Promise<Machine> {
     await mkdir(site.directory, { recursive: true });
-    if (!existsSync(diskFile))
+    if (!diskFile.includes('://') && !existsSync(diskFile))
       await createDisk({
         file: diskFile,
         imageFile: image,

@@ -1,13 +1,19 @@
 /** A running VM moves between two directories by real QEMUs, and verifies its own memory and disk all the while. */
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { test } from 'node:test';
-import { assertForward, assertNothingLeft, checked, Lab, startCheckers } from './migration-lab.ts';
+import { MiB } from '../../src/model/units.ts';
+import { diskUsage } from '../../src/vm/disks.ts';
+import { assertForward, assertNothingLeft, checked, Lab, type Site, startCheckers } from './migration-lab.ts';
 
 test('a VM moves from A to B and back without losing a byte', async (context) => {
   await using lab = await Lab.make();
   const first = await lab.boot(lab.a);
   await startCheckers(first);
+  const allocated = async (site: Site) =>
+    (await diskUsage(join(site.directory, 'disk.qcow2'))).allocatedBytes;
+  const allocatedBefore = await allocated(lab.a);
 
   const there = await lab.migration(lab.a, lab.b, first);
   await there.source.start();
@@ -18,6 +24,8 @@ test('a VM moves from A to B and back without losing a byte', async (context) =>
   const second = there.destination.machine!;
   await checked(second);
   await assertNothingLeft(second, lab.b);
+  // A thin disk stays thin, but for what the guest has written meanwhile.
+  assert.ok((await allocated(lab.b)) < allocatedBefore + 8 * MiB);
   assertForward(there.progress);
   assert.deepEqual(there.failures, []);
 

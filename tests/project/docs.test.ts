@@ -25,3 +25,14 @@ test('docs/dependencies.md gives a reason for every dependency and names no othe
   const named = [...read('docs/dependencies.md').matchAll(/^\| `([^`]+)` \|/gm)].map((match) => match[1]);
   assert.deepEqual(named.toSorted(), Object.keys({ ...dependencies, ...devDependencies }).toSorted());
 });
+
+test('docs/pains.md names tests that there are, for each of its ten complaints', () => {
+  const rows = [...read('docs/pains.md').matchAll(/^\| (.*?) ?\| .*? ?\| `([^`]+)`: (.+) \|$/gm)];
+  const complaints = rows.map(([, complaint]) => complaint!).filter((complaint) => complaint !== '');
+  assert.deepEqual(
+    complaints.map((complaint) => Number.parseInt(complaint, 10)),
+    Array.from({ length: 10 }, (_, index) => index + 1),
+  );
+  // A name may be cut short, where the test says its mode before.
+  for (const [, , file, name] of rows) assert.ok(read(file!).includes(name!), `${file}: ${name}`);
+});
