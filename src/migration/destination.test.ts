@@ -102,3 +102,40 @@ test('a post-copy that QEMU could not go on with is offered again until QEMU tak
   await second;
   assert.equal(new Set(tickets.map((ticket) => ticket.secret)).size, 2);
 });
+
+test('a ticket that nobody came with in time is good for nothing, and what waited for it goes', async (context) => {
+  const sent: ToSource[] = [];
+  let isGone = false;
+  const execute = async () => ({ status: 'none' });
+  const machine = {
+    qmp: { state: 'ready', execute, onEvent: () => () => {} },
+    exited: new Promise(() => {}),
+    kill: async () => {},
+    paths: { qmp: '/nowhere/qmp.sock', incoming: '/nowhere/incoming.sock' },
+  } as unknown as Machine;
+  const migration = new DestinationMigration({
+    vm,
+    options,
+    state: { name: 'absent' },
+    ticketMs: 30,
+    surroundings: {
+      journal: { append: () => {} },
+      send: async (message) => void sent.push(message),
+      check: async () => [],
+      make: async () => machine,
+      discard: async () => {
+        isGone = true;
+      },
+      onFailure: (error) => assert.fail(error),
+    },
+  });
+  context.after(() => migration.stop());
+  await migration.receive({ name: 'prepare', vm, options });
+  const prepared = sent.find((message) => message.name === 'prepared')!;
+  const state = await migration.waitFor(({ name }) => name === 'rejected');
+  assert.match(state.name === 'rejected' ? state.reason : '', /Nobody came with the ticket in time/);
+  assert.throws(() => migration.accept('memory', prepared.ticket.secret, new PassThrough()), {
+    code: 'forbidden',
+  });
+  assert.ok(isGone);
+});

@@ -4,14 +4,17 @@
  */
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { DestinationMigration } from '../../src/migration/destination.ts';
 import type { DestinationState } from '../../src/migration/destination-machine.ts';
+import type { ToSource } from '../../src/migration/protocol.ts';
 import type { SourceState } from '../../src/migration/source-machine.ts';
 import type { MigrationPhase } from '../../src/model/migration.ts';
 import type { Machine } from '../../src/vm/machine.ts';
 import { isAlive } from '../../src/vm/process.ts';
-import { assertNothingLeft, checked, Lab, startCheckers } from './migration-lab.ts';
+import { assertNothingLeft, checked, Lab, options, startCheckers, streamPair } from './migration-lab.ts';
 
 /** Slow enough to be met in every phase. */
 const slow = { limits: { downtimeMs: 300, autoConverge: false, bandwidthBps: 200_000_000 } };
@@ -211,5 +214,59 @@ test('a daemon that dies after any journalled step goes on from there', async (c
     await assertNothingLeft(machine, from);
     await checked(machine, { memory: 6, disk: 3 });
     await pair.stop();
+  }
+});
+
+/** From the stream of a real QEMU (`QEMU_VM_FILE_MAGIC`, version 3, its configuration section with a name's length). */
+const header = Buffer.from('5145564d0000000307', 'hex');
+const badStreams: [string, Buffer][] = [
+  ['is garbage', Buffer.alloc(8192, 0xa5)],
+  ['ends early', header],
+  ['claims a length that nobody has', Buffer.concat([header, Buffer.alloc(4, 0xff), Buffer.alloc(4096)])],
+  // A page whose block has 2^63 bytes: section START of `ram`, MEM_SIZE.
+  [
+    'claims 2^63 bytes of memory',
+    Buffer.concat([
+      Buffer.from('5145564d00000003', 'hex'),
+      Buffer.from('0100000002', 'hex'),
+      Buffer.from('\x03ram', 'latin1'),
+      Buffer.from('0000000000000004', 'hex'),
+      Buffer.from('8000000000000004', 'hex'),
+    ]),
+  ],
+];
+
+test('a stream of memory that is nonsense is refused, and nothing of it is left', async () => {
+  await using lab = await Lab.make();
+  for (const engine of ['direct', 'condensed'] as const) {
+    for (const [what, bytes] of badStreams) {
+      const sent: ToSource[] = [];
+      const migration = new DestinationMigration({
+        vm: await lab.vmToMove(lab.a, 1),
+        options: { ...options, storage: 'shared', engine },
+        state: { name: 'absent' },
+        surroundings: {
+          journal: { append: () => {} },
+          send: async (message) => void sent.push(message),
+          check: async () => [],
+          make: () => lab.launch(lab.b, true),
+          discard: () => rm(lab.b.directory, { recursive: true, force: true }),
+          onFailure: (error) => assert.fail(error),
+        },
+      });
+      await migration.receive({ name: 'prepare', vm: await lab.vmToMove(lab.a, 1), options });
+      const prepared = sent.find((message) => message.name === 'prepared')!;
+      const { process } = migration.machine!;
+      const [near, far] = await streamPair();
+      near.on('error', () => {}).resume();
+      migration.accept('memory', prepared.ticket.secret, far);
+      assert.throws(() => migration.accept('memory', prepared.ticket.secret, far), { code: 'forbidden' });
+      near.end(bytes);
+      const state = await migration.waitFor(({ name }) => name === 'rejected');
+      assert.ok(state.name === 'rejected' && state.reason !== '', `a stream that ${what}, ${engine}`);
+      assert.ok(!(await isAlive(process)) && !existsSync(lab.b.directory));
+      near.destroy();
+      await migration.stop();
+    }
   }
 });

@@ -447,7 +447,7 @@ function paced(stream: Duplex, bytesPerSecond: number): Duplex {
 }
 
 /** Two ends of one stream with a buffer between them, as a link has. */
-async function streamPair(): Promise<[Duplex, Duplex]> {
+export async function streamPair(): Promise<[Duplex, Duplex]> {
   const far = Promise.withResolvers<Duplex>();
   const server: Server = createServer({ allowHalfOpen: true }, (socket) => {
     server.close();
