@@ -36,7 +36,7 @@ export async function changeIdentity(
 }
 
 /**
- * Makes the guest's DHCP clients ask again, as somebody new. The guest does it in its own time, which under TCG is
+ * Makes the guest's DHCP clients ask again, as somebody new, and its SSH server have keys of its own. The guest does it in its own time, which under TCG is
  * seconds: who waits for an address watches the guest's facts. A guest with
  * static addresses or with a client that the script does not know is left as it is.
  */
@@ -140,5 +140,16 @@ for directory in /proc/[0-9]*; do
   xargs -0 setsid <&3 > /dev/null 2>&1 &
   exec 3<&-
 done
+
+# Whoever has the key of one VM could else stand in for every clone of it. Under TCG this takes seconds, so it is last.
+command -v ssh-keygen > /dev/null || exit 0
+for key in /etc/ssh/ssh_host_*_key; do
+  [ -f "$key" ] || continue
+  type=\${key#/etc/ssh/ssh_host_}
+  rm -f "$key.viper" "$key.viper.pub"
+  nice -n 19 ssh-keygen -q -t "\${type%_key}" -N '' -f "$key.viper" || continue
+  mv "$key.viper.pub" "$key.pub" && mv "$key.viper" "$key"
+done
+[ ! -d /run/systemd/system ] || systemctl -q try-reload-or-restart ssh.service sshd.service 2> /dev/null
 exit 0
 `;
