@@ -1,5 +1,4 @@
 export { type AddressPlan, chooseAddress, isInSubnet, requireAddressPlan } from './addresses.ts';
-export { type BridgeRequest, isOwnBridge, planBridge } from './bridge-plan.ts';
 export { bringUp, type Command, type DevicePlan, type Run, takeDown } from './commands.ts';
 export {
   type DevicePath,

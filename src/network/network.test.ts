@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { AppError } from '../model/errors.ts';
-import { isOwnBridge, planBridge } from './bridge-plan.ts';
 import type { Run } from './commands.ts';
 import { type Link, parseLinks } from './links.ts';
 import { findNetwork } from './networks.ts';
@@ -95,40 +94,6 @@ test('strays are the marked taps of this cloudlet whose VM is gone, and nothing 
     link('vipabcdef01n4', { kind: 'dummy', alias: `viper:${owner}:${otherVm}` }),
   ];
   assert.deepEqual(strayTaps(links, owner, [vmId]), [stray]);
-});
-
-test('a bridge is made so that it forwards at once and keeps its MAC', () => {
-  const { up, down } = planBridge({ name: 'br0', address: '10.0.0.1/24', mac });
-  assert.deepEqual(up, [
-    ['ip', 'link', 'add', 'name', 'br0', 'type', 'bridge', 'stp_state', '0', 'forward_delay', '0'],
-    ['ip', 'link', 'set', 'dev', 'br0', 'alias', 'viper:bridge'],
-    ['ip', 'link', 'set', 'dev', 'br0', 'address', mac],
-    ['ip', 'address', 'add', '10.0.0.1/24', 'dev', 'br0'],
-    ['ip', 'link', 'set', 'dev', 'br0', 'up'],
-  ]);
-  assert.deepEqual(down, [['ip', 'link', 'delete', 'dev', 'br0', 'type', 'bridge']]);
-});
-
-test('a bridge that stands is left as it is, and only our own is ever removed', () => {
-  const ours = link('br0', { kind: 'bridge', alias: 'viper:bridge' });
-  const theirs = link('br0', { kind: 'bridge' });
-  assert.ok(isOwnBridge(ours) && !isOwnBridge(theirs));
-  assert.deepEqual(planBridge({ name: 'br0' }, [ours]).up, []);
-  assert.equal(planBridge({ name: 'br0' }, [ours]).down.length, 1);
-  assert.deepEqual(planBridge({ name: 'br0' }, [theirs]), { name: 'br0', up: [], down: [] });
-  assert.throws(() => planBridge({ name: 'br0' }, [link('br0', { kind: 'veth' })]), { code: 'unsupported' });
-});
-
-test('a bridge address without a good prefix length is refused', () => {
-  for (const address of [
-    '10.0.0.1',
-    '10.0.0.1/33',
-    '10.0.0.1/24/1',
-    'fd00::1/129',
-    '/24',
-    '10.0.0.1/24 dev lo',
-  ])
-    assert.throws(() => planBridge({ name: 'br0', address }), { code: 'invalid_request' }, address);
 });
 
 test('the devices that ip lists are read; output of another form is refused', () => {
