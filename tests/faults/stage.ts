@@ -12,7 +12,7 @@ import { stateFileName } from '../../src/daemon/store/database.ts';
 import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { guestImage } from '../../src/lab/guests.ts';
 import { MiB } from '../../src/model/units.ts';
-import { type Migration, type Operation, ViperError } from '../../src/sdk/client.ts';
+import { type Migration, type Operation, ViperError, type ViperEvent } from '../../src/sdk/client.ts';
 import { checked, isOfSpareMonitor, startCheckers } from '../integration/migration-lab.ts';
 import { type Case, type Fault, nameOf, stopsTheVm } from './cases.ts';
 import { filesIn, qemusOf, tracesInQemu, vcpuTicks } from './outside.ts';
@@ -59,6 +59,8 @@ export class Stage implements AsyncDisposable {
   readonly #made: AsyncDisposableStack;
   readonly #cutMs: number;
   readonly #logs: string | undefined;
+  /** The last event that was told before the case at work, by cloudlet. */
+  readonly #eventsBefore = new Map<string, number>();
 
   private constructor(
     made: AsyncDisposableStack,
@@ -149,6 +151,7 @@ export class Stage implements AsyncDisposable {
     try {
       const from = await this.#requireVm();
       const to = this.#other(from);
+      await this.#noteEventsBefore();
       const { id: vmId } = await from.viper.getVm({ params: { vm: vmName } });
       const filesBefore = await filesIn(this.#vmDirectory(from, vmId));
       watching = this.#watchForDoubles(vmId, watch.signal, () => {
@@ -306,7 +309,13 @@ export class Stage implements AsyncDisposable {
         return ' (operator told)';
       }
       if (where) {
-        await where.viper.claimVm({ params: { vm: vmId }, body: { reason: 'the link is gone' } });
+        const reason = 'the link is gone';
+        await where.viper.claimVm({ params: { vm: vmId }, body: { reason } });
+        const isAudited = await this.#hasEvent(
+          where,
+          ({ kind, vmId: of, data }) => kind === 'vm.claimed' && of === vmId && data.reason === reason,
+        );
+        if (!isAudited) throw new Error('The claim is in no event');
         await this.#until(
           'the claimed VM to run',
           async () => (await this.#running(vmId, 1500)).some(Boolean),
@@ -322,17 +331,38 @@ export class Stage implements AsyncDisposable {
   /** Where the operator was told of this migration. */
   async #attention({ from, to, vmId, migrationId }: Struck): Promise<LabCloudlet | undefined> {
     for (const each of [from, to]) {
-      const stop = AbortSignal.timeout(500);
-      try {
-        for await (const event of each.viper.events({ after: 0, signal: stop })) {
-          const isIt = event.kind === 'migration.attention' && event.data.migrationId === migrationId;
-          if (isIt && event.vmId === vmId) return each;
-        }
-      } catch {
-        // Nothing more to be read.
-      }
+      const isTold = await this.#hasEvent(
+        each,
+        ({ kind, vmId: of, data }) =>
+          kind === 'migration.attention' && of === vmId && data.migrationId === migrationId,
+      );
+      if (isTold) return each;
     }
     return undefined;
+  }
+
+  /** Of this case: what was told before it began is left out. */
+  async #hasEvent({ name, viper }: LabCloudlet, isIt: (event: ViperEvent) => boolean): Promise<boolean> {
+    const after = this.#eventsBefore.get(name) ?? 0;
+    return (await this.#events(viper, after)).some(isIt);
+  }
+
+  async #noteEventsBefore(): Promise<void> {
+    for (const { name, viper } of this.cloudlets) {
+      const known = this.#eventsBefore.get(name) ?? 0;
+      const last = (await this.#events(viper, known)).at(-1);
+      if (last) this.#eventsBefore.set(name, last.id);
+    }
+  }
+
+  async #events(viper: LabCloudlet['viper'], after: number): Promise<ViperEvent[]> {
+    const events: ViperEvent[] = [];
+    try {
+      for await (const event of viper.events({ after, signal: AbortSignal.timeout(500) })) events.push(event);
+    } catch {
+      // Nothing more to be read.
+    }
+    return events;
   }
 
   async #judge(
