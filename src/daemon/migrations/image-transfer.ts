@@ -58,12 +58,14 @@ export const imageHello = (migrationId: string, { digest, format, fileBytes }: V
 });
 
 /** Takes an image that a peer sends; throws what the sender is told, too. */
-export async function takeImage(session: Session, images: ImageService): Promise<void> {
-  session.on('error', () => {});
+export async function takeImage(session: Session, images: Pick<ImageService, 'import'>): Promise<void> {
+  // Why it ends decides whether its bytes are kept: one that was cancelled is not wanted any more.
+  let why = new AppError('peer_unreachable', 'The session of the image ended');
+  session.on('error', (error) => {
+    why = asAppError(error);
+  });
   const ended = new AbortController();
-  session.once('close', () =>
-    ended.abort(new AppError('peer_unreachable', 'The session of the image ended')),
-  );
+  session.once('close', () => ended.abort(why));
   try {
     const { digest, format, fileBytes } = session.hello as Record<string, unknown>;
     await images.import(
