@@ -261,7 +261,7 @@ export class SourceMigration {
         this.#beginCopy(effect.ticket);
         return undefined;
       case 'continue':
-        await this.#orReport(() => this.#letGo());
+        await this.#orReport('QEMU did not go on with the post-copy', () => this.#letGo());
         return undefined;
       case 'undo':
         await this.#returnToNormal();
@@ -384,10 +384,13 @@ export class SourceMigration {
     const machine = this.#machine;
     if (machine && machine.qmp.state === 'ready') {
       const signal = AbortSignal.timeout(undoTimeoutMs);
-      await this.#orReport(() => dropMemoryOut(machine.qmp, signal));
+      await this.#orReport('QEMU did not end the copy of the memory', () =>
+        dropMemoryOut(machine.qmp, signal),
+      );
       // First of all the VM: what else is to be undone does not hold it up.
-      if (this.#vm.running) await this.#orReport(() => machine.resume());
-      await this.#orReport(() => dropMirror(machine.qmp, signal));
+      if (this.#vm.running)
+        await this.#orReport('The VM does not run again; try viper vm resume', () => machine.resume());
+      await this.#orReport('QEMU did not end the copy of the disk', () => dropMirror(machine.qmp, signal));
     }
     await this.#closeDoors();
     // Nobody will come for what it has given away.
@@ -436,7 +439,7 @@ export class SourceMigration {
     const machine = this.#machine;
     if (machine?.qmp.state !== 'ready') return { name: 'vm-ended' };
     let status: MigrationStatus | undefined;
-    await this.#orReport(async () => {
+    await this.#orReport('QEMU does not say how far the pages are', async () => {
       const info = await machine.qmp.execute('query-migrate');
       status = info.status;
       this.#tracker.memory(info);
@@ -661,11 +664,12 @@ export class SourceMigration {
   }
 
   /** A step that fails must not keep the next ones from being done, and a human may have to look at it. */
-  async #orReport(step: () => Promise<unknown>): Promise<void> {
+  async #orReport(whatFails: string, step: () => Promise<unknown>): Promise<void> {
     try {
       await step();
     } catch (error) {
-      if (this.#machine?.qmp.state === 'ready') this.#around.tellOperator(asAppError(error).message);
+      if (this.#machine?.qmp.state === 'ready')
+        this.#around.tellOperator(`${whatFails}: ${asAppError(error).message}`);
     }
   }
 

@@ -170,9 +170,7 @@ for (const [storage, files] of [
       assert.deepEqual([there.options.storage, there.result?.diskBytes], ['shared', 0]);
       assert.ok(there.result!.condensed!.pages.set > 100, 'pages of the disk');
       await verified(south, storage);
-      // Over several streams on Gluster alone: after that on NFS the guest's agent did not answer in time, twice in two
-      // runs on a busy machine, and why is not known yet.
-      await move(storage, south, north, storage === 'cluster' ? { channels: 2 } : {});
+      await move(storage, south, north, { channels: 2 });
       await verified(north, storage);
       await remove(north, storage);
       // QEMU's tools cannot remove it there, so it is emptied.

@@ -437,6 +437,7 @@ export class MigrationService {
       .finally(() => spare?.[Symbol.dispose]())
       .then(
         () => {
+          this.#journal.noteAttention(record.id, undefined);
           if (!waiting) return this.#takeUp(record);
           managed.operationId = record.id;
           return waiting.answers(managed.machine ?? null);
