@@ -149,7 +149,7 @@ export class DestinationMigration {
       onFailure: surroundings.onFailure,
     });
     this.#retry = setInterval(() => {
-      this.#tell({ name: 'retry' });
+      if (this.#engine.isIdle) this.#tell({ name: 'retry' });
       if (this.#silent) void this.#offerRecovery();
       if (this.#isPaused) this.#askForPages();
     }, retryMs);

@@ -66,3 +66,12 @@ test('after a stop no event is taken', async () => {
   await engine.dispatch({ name: 'add' });
   assert.deepEqual(log, []);
 });
+
+test('it is idle when no event is at work or waits', async () => {
+  const { engine } = make([]);
+  assert.ok(engine.isIdle);
+  const both = [engine.dispatch({ name: 'add' }), engine.dispatch({ name: 'no' }).catch(() => {})];
+  assert.ok(!engine.isIdle);
+  await Promise.all(both);
+  assert.ok(engine.isIdle);
+});

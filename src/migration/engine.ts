@@ -30,6 +30,7 @@ export class Engine<State extends { name: string }, Event extends { name: string
   #state: State;
   #last: Promise<void> = Promise.resolve();
   #failure: AppError | undefined;
+  #waiting = 0;
   #stopped = false;
 
   constructor(options: EngineOptions<State, Event, Effect>) {
@@ -42,12 +43,25 @@ export class Engine<State extends { name: string }, Event extends { name: string
   }
 
   /**
+   * No event is at work or waits. What only repeats itself comes then: it would wait before a cancel, and each time that
+   * nobody answers cost it as long as one does not.
+   */
+  get isIdle(): boolean {
+    return this.#waiting === 0;
+  }
+
+  /**
    * Takes the event in its turn; resolves when its effects are done. A refusal is `wrong_state` with the machine's
    * own name for it in `details.refused`. If the journal cannot be written, its error comes out and the event was
    * not taken: it may come again.
    */
   dispatch(event: Event): Promise<void> {
-    const turn = this.#last.then(() => this.#take(event));
+    this.#waiting += 1;
+    const turn = this.#last
+      .then(() => this.#take(event))
+      .finally(() => {
+        this.#waiting -= 1;
+      });
     this.#last = turn.catch(() => {});
     return turn;
   }

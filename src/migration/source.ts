@@ -141,7 +141,9 @@ export class SourceMigration {
       },
       onFailure: surroundings.onFailure,
     });
-    this.#retry = setInterval(() => this.#tell({ name: 'retry' }), retryMs);
+    this.#retry = setInterval(() => {
+      if (this.#engine.isIdle) this.#tell({ name: 'retry' });
+    }, retryMs);
     this.#unsubscribe = machine?.qmp.onEvent((event) => this.#watch(event)) ?? (() => {});
     machine?.exited.then(() => this.#tell({ name: 'vm-ended' }));
   }
