@@ -21,6 +21,7 @@ const endPollMs = 10;
 
 /** The last word of a job is that it is gone (`JOB_STATUS_CHANGE` to `null`). */
 const jobEvents: QmpEvent['name'][] = ['BLOCK_JOB_READY', 'JOB_STATUS_CHANGE'];
+const connectTimeoutMs = 90_000;
 
 export interface MirrorProgress {
   doneBytes: number;
@@ -29,16 +30,21 @@ export interface MirrorProgress {
 
 export async function startMirror(
   qmp: QmpConnection,
-  options: { socketPath: string; speedBytesPerSecond: number; wholeDisk?: boolean },
+  options: { socketPath: string; speedBytesPerSecond: number; wholeDisk?: boolean; signal?: AbortSignal },
 ): Promise<void> {
-  await qmp.execute('blockdev-add', {
-    driver: 'nbd',
-    'node-name': targetNode,
-    server: { type: 'unix', path: options.socketPath },
-    export: exportName,
-    discard: 'unmap',
-    'detect-zeroes': 'unmap',
-  });
+  await qmp.execute(
+    'blockdev-add',
+    {
+      driver: 'nbd',
+      'node-name': targetNode,
+      server: { type: 'unix', path: options.socketPath },
+      export: exportName,
+      discard: 'unmap',
+      'detect-zeroes': 'unmap',
+    },
+    // The server is the other side of the link, which may be cut just now.
+    { timeoutMs: connectTimeoutMs, ...(options.signal ? { signal: options.signal } : {}) },
+  );
   await qmp.execute('blockdev-mirror', {
     'job-id': mirrorJob,
     device: nodeNames.disk,

@@ -2,6 +2,7 @@
  * The source's side of one migration: the pure machine of `source-machine.ts` with hands. It knows QEMU, and
  * everything else only by the few functions that it is given.
  */
+import { once } from 'node:events';
 import { rm } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
@@ -108,6 +109,7 @@ export class SourceMigration {
   #isMirrored = false;
   #agentLink: Duplex | undefined;
   #divider: Divider | undefined;
+  #diskSession: Duplex | undefined;
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
   #isRecovering = false;
   /** Of the ticket by which post-copy went on last. */
@@ -325,8 +327,9 @@ export class SourceMigration {
     broken.promise.catch(() => {});
     const door = async (purpose: SessionPurpose): Promise<string> => {
       const path = this.#socket(purpose);
+      const early = purpose === 'disk' ? await this.#openDiskSession(ticket, signal) : undefined;
       const opened = await openDoor(path, async (socket) => {
-        const session = await this.#around.openSession(purpose, ticket, signal);
+        const session = early ?? (await this.#around.openSession(purpose, ticket, signal));
         this.#step(`${purpose} session`);
         if (purpose === 'memory' && isCondensed) await this.#condense(session, socket);
         else if (isCondensed) await this.#condenseDisk(session, socket);
@@ -342,6 +345,7 @@ export class SourceMigration {
       const socketPath = await door('disk');
       await startMirror(qmp, {
         socketPath,
+        signal,
         speedBytesPerSecond: mirrorSpeed(this.#limitsOfQemu()),
         wholeDisk: this.#vm.wholeDisk === true,
       });
@@ -378,9 +382,25 @@ export class SourceMigration {
     });
   }
 
+  /**
+   * With the first words of the destination: QEMU answers nothing while it waits for those of an NBD server, and its guest
+   * may stand still, which must not last as long as a cut of the link.
+   */
+  async #openDiskSession(ticket: Ticket, signal: AbortSignal): Promise<Duplex> {
+    const session = await this.#around.openSession('disk', ticket, signal);
+    this.#diskSession = session;
+    // Until QEMU is joined with it; then it meets what went wrong.
+    session.on('error', () => {});
+    await once(session, 'readable', { signal });
+    return session;
+  }
+
   /** Every trace of the copy goes from QEMU, and the VM runs if it ran. */
   async #returnToNormal(): Promise<void> {
     this.#copy?.abort.abort();
+    // A QEMU that waits for the disk's server answers when that is gone. With memory on its way, closed doors would make
+    // it fail before it is told to end.
+    if (!this.#memoryDoor) await this.#closeDoors();
     await this.#copy?.done;
     this.#copy = undefined;
     const machine = this.#machine;
@@ -659,6 +679,7 @@ export class SourceMigration {
   async #closeDoors(): Promise<void> {
     for (const door of this.#doors.splice(0)) await door[Symbol.asyncDispose]();
     this.#agentLink?.destroy();
+    this.#diskSession?.destroy();
   }
 
   #socket(purpose: SessionPurpose): string {
