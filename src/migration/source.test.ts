@@ -8,6 +8,7 @@ import { SourceMigration } from './source.ts';
 test('a cancel does not wait behind questions that nobody has answered', async (context) => {
   const sent: string[] = [];
   const migration = new SourceMigration({
+    id: 'first',
     vm: { id: 'one', spec: { memoryBytes: 0 }, diskBytes: 0 } as VmToMove,
     options: {
       mode: 'precopy',

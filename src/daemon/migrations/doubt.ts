@@ -22,9 +22,11 @@ export const isDestinationInDoubt = (state: DestinationState): boolean =>
 
 export const doubtAtSource = (peer: string, { mode, engine }: MigrationOptions): string =>
   `${peer} has been given the VM and does not answer; the VM stands still until it does. If ${peer} is gone for ` +
-  `good, and only then, claim the VM here: viper vm claim${mode === 'precopy' || engine === 'condensed' ? '' : mayBeBound}`;
+  `good, and only then, claim the VM here: viper vm claim${isBinding(mode, engine) ? mayBeBound : ''}`;
 
-/** A stock QEMU takes back no post-copy that it has begun. */
+/** A stock QEMU takes back no post-copy that it has begun; the source of the other engines runs a pre-copy. */
+const isBinding = (mode: MigrationOptions['mode'], engine: MigrationOptions['engine'] = 'direct'): boolean =>
+  mode !== 'precopy' && engine === 'direct';
 const mayBeBound =
   '. If post-copy has begun, its memory is lost then, and it can only be started from its disk';
 
