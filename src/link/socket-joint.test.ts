@@ -177,3 +177,20 @@ test('a stream without that gives the same bytes', async () => {
   await once(stream, 'end');
   assert.equal(seen, 'before and afterwards');
 });
+
+test('what was awaited of a session before it is joined goes to the socket first', async () => {
+  await using daemons = await fakeDaemons();
+  await using near = await socketPair();
+  await using far = await socketPair();
+  const { client, server } = await daemons.pair();
+  const joined = [server.carry(far.accepted)];
+  const poured = pour(far.connected, MiB);
+  await once(client, 'readable');
+  for (let bytes = client.read(); bytes !== null; bytes = client.read()) near.accepted.write(bytes);
+  joined.push(client.carry(near.accepted));
+  near.connected.end('and back');
+  const [sent, taken, back] = await Promise.all([poured, digestOf(near.connected), digestOf(far.connected)]);
+  assert.equal(taken, sent);
+  assert.equal(back, createHash('sha256').update('and back').digest('hex'));
+  await Promise.all(joined);
+});

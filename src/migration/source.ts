@@ -333,7 +333,10 @@ export class SourceMigration {
         this.#step(`${purpose} session`);
         if (purpose === 'memory' && isCondensed) await this.#condense(session, socket);
         else if (isCondensed) await this.#condenseDisk(session, socket);
-        else await joinStreams(session, socket);
+        else {
+          if (early) passOn(early, socket);
+          await joinStreams(session, socket);
+        }
       });
       this.#doors.push(opened);
       // QEMU's own error follows; this one says why.
@@ -700,6 +703,11 @@ export class SourceMigration {
     this.#around.onProgress?.(this.#tracker.progress);
     if (isSourceOver(this.#engine.state)) clearInterval(this.#retry);
   }
+}
+
+/** What was awaited of the stream before it is joined with the socket. */
+function passOn(stream: Duplex, socket: Socket): void {
+  for (let bytes = stream.read(); bytes !== null; bytes = stream.read()) socket.write(bytes);
 }
 
 const mirrorSpeed = ({ bandwidthBps }: MigrationLimits): number =>
