@@ -331,7 +331,8 @@ export class DestinationMigration {
     const hasArrived = this.state.name === 'arrived' || this.state.name === 'merging';
     const divided = this.#manifest !== undefined;
     // Before anything else: a VM whose stream went with the daemon before may need a page before it can be let run.
-    if (found === 'loaded' || found === 'running' || (found === 'waiting' && hasArrived)) this.#watchCompletion();
+    if (found === 'loaded' || found === 'running' || (found === 'waiting' && hasArrived))
+      this.#watchCompletion();
     await this.#engine.dispatch({ name: 'restarted', found, complete, divided });
   }
 
