@@ -96,10 +96,14 @@ ${table(['figure', 'wanted', 'reached'], figures)}
 `;
 }
 
-/** The time of the first handoff, as the thesis names its parts. */
+/** The one whose gap is the median, or next to it. */
+export const ordinaryOf = (handoffs: readonly Handoff[]): Handoff =>
+  handoffs.toSorted((a, b) => a.gapMs - b.gapMs)[handoffs.length >> 1]!;
+
+/** One handoff over time, in the parts that the thesis names. */
 export function chartOf(handoff: Handoff, samples: readonly StreamSample[]): string {
   const { from, to, leftMs, arrivedMs, resumedMs, downtimeMs, settledMs } = handoff;
-  const [begin, end] = [leftMs - 5000, settledMs + 5000];
+  const [begin, end] = [leftMs - 5000, settledMs + 1000];
   const stoppedMs = resumedMs - downtimeMs;
   const at = (ms: number): number => (ms - begin) / 1000;
   const span = (label: string, fromMs: number, toMs: number) => ({ label, from: at(fromMs), to: at(toMs) });

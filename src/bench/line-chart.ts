@@ -51,6 +51,7 @@ export function lineChart({ title, subtitle, unit, timeUnit, points, spans }: Li
   const height = base + bottom;
   return `${[
     `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="12" fill="#222">`,
+    `<title>${escapeText(title)}</title>`,
     '<rect width="100%" height="100%" fill="#fff"/>',
     `<text x="${left}" y="22" font-size="16" font-weight="bold">${escapeText(title)}</text>`,
     text(left, 40, subtitle, 'start'),
