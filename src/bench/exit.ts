@@ -4,7 +4,9 @@
  * in a lab of namespaces. Each run is appended to `results/exit/runs.jsonl`, so it can be measured in pieces, and the
  * report is made of all of them.
  *
- *   npm run bench:exit -- [--parts engines,relays,vms,unhindered] [--vms 1,3] [--rounds N] [--report] [--fresh]
+ *   npm run bench:exit -- [--parts engines,relays,vms,unhindered] [--vms 1,3] [--rounds N] [--loopback] [--report] [--fresh]
+ *
+ * `--loopback` goes without namespaces, and so without delay; see `exit/world.ts`.
  */
 import { execFile } from 'node:child_process';
 import { appendFile, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -19,6 +21,7 @@ const { values: wanted } = parseArgs({
     parts: { type: 'string', default: 'engines,relays,vms,unhindered' },
     vms: { type: 'string', default: '1,3' },
     rounds: { type: 'string', default: '1' },
+    loopback: { type: 'boolean', default: false },
     report: { type: 'boolean', default: false },
     fresh: { type: 'boolean', default: false },
   },
@@ -31,7 +34,7 @@ const say = (text: string): void => {
   console.error(`${((performance.now() - began) / 1000).toFixed(1).padStart(7)} s  ${text}`);
 };
 
-const rttMs = 20;
+const rttMs = wanted.loopback ? 0 : 20;
 /** Slow enough for a machine of two cores to carry all of it, emulation included. */
 const uplinkMbps = 120;
 const slow: Rates = { uplinkMbps, destinationMbps: uplinkMbps / 10, relayMbps: 2 * uplinkMbps };
@@ -105,6 +108,7 @@ async function measure(some: readonly Case[]): Promise<void> {
   await using world = await ExitWorld.open({
     relays: Math.max(2, ...some.map((each) => each.wanted.relays)),
     rttMs,
+    isLoopback: wanted.loopback,
   });
   await world.boot(names, size);
   say(`${names.length} guests are up`);
@@ -119,6 +123,7 @@ async function measure(some: readonly Case[]): Promise<void> {
       const run: Run = {
         ...each,
         ...move,
+        place: wanted.loopback ? 'loopback' : 'lab',
         at: new Date().toISOString(),
         commit,
         load,

@@ -13,6 +13,7 @@ export interface Run {
   /** One-minute load of the machine before the run. */
   load: number;
   part: Part;
+  place: 'lab' | 'loopback';
   wanted: Wanted;
   rates: Rates;
   rttMs: number;
@@ -28,8 +29,8 @@ export interface Run {
 
 const nameOf = ({ engine, mode, replicas, relays }: Wanted): string =>
   engine === 'relayed' ? `relayed ${mode}, ${relays} relays, ${replicas} replicas` : `${engine} ${mode}`;
-const keyOf = ({ part, wanted, rates, vms }: Run): string =>
-  [part, nameOf(wanted), rates.uplinkMbps, rates.destinationMbps, rates.relayMbps, vms].join(' ');
+const keyOf = ({ part, place, wanted, rates, vms }: Run): string =>
+  [part, place, nameOf(wanted), rates.uplinkMbps, rates.destinationMbps, rates.relayMbps, vms].join(' ');
 const seconds = (ms: number): string => (ms / 1000).toFixed(1);
 
 export function markdownOf(runs: readonly Run[], notes: readonly string[]): string {
@@ -49,13 +50,13 @@ export function markdownOf(runs: readonly Run[], notes: readonly string[]): stri
     'runs, load',
   ];
   const rows = [...Map.groupBy(runs, keyOf).values()].map((some) => {
-    const { part, wanted, rates, rttMs, vms } = some[0]!;
+    const { part, place, wanted, rates, rttMs, vms } = some[0]!;
     const of = (pick: (run: Run) => number | undefined): number => median(some.map((run) => pick(run) ?? 0));
     const idealMs = (of(({ sentBytes }) => sentBytes) * 8) / (rates.uplinkMbps * 1000);
     const faults = of(({ merge }) => merge?.faults);
     const faultMs = of(({ merge }) => merge?.faultMedianMs);
     return [
-      part,
+      `${part}, ${place}`,
       `${rates.uplinkMbps}, ${rates.destinationMbps}, ${rates.relayMbps}`,
       String(vms),
       nameOf(wanted),
@@ -66,7 +67,7 @@ export function markdownOf(runs: readonly Run[], notes: readonly string[]): stri
       (of(({ exitMs }) => exitMs) / idealMs).toFixed(2),
       faults > 0 ? faults.toFixed(0) : '',
       faults > 0 ? faultMs.toFixed(0) : '',
-      faults > 0 ? (faultMs / rttMs).toFixed(1) : '',
+      faults > 0 && rttMs > 0 ? (faultMs / rttMs).toFixed(1) : '',
       `${some.length}, ${some.map(({ load }) => load.toFixed(1)).join(' ')}`,
     ];
   });
@@ -75,11 +76,11 @@ export function markdownOf(runs: readonly Run[], notes: readonly string[]): stri
 
 export function csvOf(runs: readonly Run[]): string {
   const head =
-    'at,commit,load,part,engine,mode,relays,replicas,uplinkMbps,destinationMbps,relayMbps,rttMs,vms,exitMs,totalMs,downtimeMs,sentBytes,faults,faultMedianMs,faultP95Ms,wrong,refetched';
+    'at,commit,load,part,place,engine,mode,relays,replicas,uplinkMbps,destinationMbps,relayMbps,rttMs,vms,exitMs,totalMs,downtimeMs,sentBytes,faults,faultMedianMs,faultP95Ms,wrong,refetched';
   const rows = runs.map((run) => {
     const { wanted, rates, merge } = run;
     return [
-      ...[run.at, run.commit, run.load.toFixed(2), run.part, wanted.engine, wanted.mode],
+      ...[run.at, run.commit, run.load.toFixed(2), run.part, run.place, wanted.engine, wanted.mode],
       ...[wanted.relays, wanted.replicas, rates.uplinkMbps, rates.destinationMbps, rates.relayMbps],
       ...[
         run.rttMs,

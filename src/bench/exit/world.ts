@@ -1,6 +1,9 @@
 /**
  * Cloudlets around a router in a lab: each has one link to all others, so the source's uplink, the destination's
  * downlink and those of relays can be as fast or slow as wanted. The guests' disks are on storage that all open.
+ *
+ * Where there is no lab it is on loopback, without delay: the source limits what leaves it, and proxies what its peers
+ * take and give; what relays give the destination is limited at each of them, to a share of what it takes.
  */
 import { openAsBlob } from 'node:fs';
 import { mkdir, stat } from 'node:fs/promises';
@@ -65,38 +68,49 @@ touch /run/ready
 
 export class ExitWorld implements AsyncDisposable {
   readonly #made: AsyncDisposableStack;
-  readonly #lab: Lab;
+  readonly #lab: Lab | undefined;
   source!: LabCloudlet;
   destination!: LabCloudlet;
   readonly relays: LabCloudlet[] = [];
 
-  private constructor(made: AsyncDisposableStack, lab: Lab) {
+  private constructor(made: AsyncDisposableStack, lab: Lab | undefined) {
     this.#made = made;
     this.#lab = lab;
   }
 
-  static async open({ relays, rttMs }: { relays: number; rttMs: number }): Promise<ExitWorld> {
+  static async open({
+    relays,
+    rttMs,
+    isLoopback = false,
+  }: {
+    relays: number;
+    rttMs: number;
+    isLoopback?: boolean;
+  }): Promise<ExitWorld> {
     await using made = new AsyncDisposableStack();
     const names = Array.from({ length: relays }, (_, index) => `r${index + 1}`);
-    const lab = made.use(
-      await Lab.up({
-        name: 'exit',
-        topology: 'star',
-        cloudlets: [hub, sourceName, destinationName, ...names],
-        // Two links lie between any two of them.
-        wan: { rttMs: rttMs / 2, rateBps: 0 },
-      }),
-    );
+    const lab = isLoopback
+      ? undefined
+      : made.use(
+          await Lab.up({
+            name: 'exit',
+            topology: 'star',
+            cloudlets: [hub, sourceName, destinationName, ...names],
+            // Two links lie between any two of them.
+            wan: { rttMs: rttMs / 2, rateBps: 0 },
+          }),
+        );
     const fleet = made.use(await LabFleet.create(lab));
-    const shared = path.join(lab.directory, 'shared');
+    const shared = path.join(lab?.directory ?? fleet.root, 'shared');
     await mkdir(shared, { recursive: true });
     const config = { storages: [{ name: 'shared', path: shared }], keptMemoryBytes: 0 };
     const world = new ExitWorld(made.move(), lab);
     try {
       world.source = await fleet.add(sourceName, config);
-      world.destination = await fleet.add(destinationName, config);
+      const options = isLoopback ? { proxied: true } : {};
+      world.destination = await fleet.add(destinationName, config, options);
       for (const name of names)
-        world.relays.push(await fleet.add(name, { ...config, relayMemoryBytes: GiB }));
+        world.relays.push(await fleet.add(name, { ...config, relayMemoryBytes: GiB }, options));
       for (const { viper } of [world.source, world.destination])
         await viper.importImage({ body: await openAsBlob(guestImage('tiny')), query: { alias: 'tiny' } });
       return world;
@@ -131,7 +145,19 @@ export class ExitWorld implements AsyncDisposable {
   }
 
   async setRates({ uplinkMbps, destinationMbps, relayMbps }: Rates): Promise<void> {
-    const set = (name: string, mbps: number) => this.#lab.link(hub, name, { rateBps: mbps * 1e6 });
+    const lab = this.#lab;
+    if (!lab) {
+      const bandwidthBps = uplinkMbps === 0 ? null : uplinkMbps * 1e6;
+      await this.source.viper.limitCloudlet({ body: { bandwidthBps } });
+      const bytes = (mbps: number) => (mbps === 0 ? {} : { inBytesPerSecond: mbps * 125_000 });
+      this.destination.link!.limit(bytes(destinationMbps));
+      for (const { link } of this.relays) {
+        const share = (destinationMbps * 125_000) / this.relays.length;
+        link!.limit({ ...bytes(relayMbps), ...(share > 0 ? { outBytesPerSecond: share } : {}) });
+      }
+      return;
+    }
+    const set = (name: string, mbps: number) => lab.link(hub, name, { rateBps: mbps * 1e6 });
     await set(sourceName, uplinkMbps);
     await set(destinationName, destinationMbps);
     for (const { name } of this.relays) await set(name, relayMbps);
