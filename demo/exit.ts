@@ -3,7 +3,9 @@
  * tenth of what the first could give. The others hold the rest, so the first is switched off long before the guest is
  * whole; at the end the guest verifies its memory.
  *
- *   npm run demo:exit [-- --memory 1024] [-- --filled 256]
+ *   npm run demo:exit [-- --memory 1024] [-- --filled 256] [-- --loopback]
+ *
+ * `--loopback` goes without namespaces, and so without the way between the cloudlets.
  */
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,7 +17,11 @@ import { formatBytes } from '../src/model/units.ts';
 import { StatusLine } from './status-line.ts';
 
 const { values } = parseArgs({
-  options: { memory: { type: 'string', default: '1024' }, filled: { type: 'string', default: '256' } },
+  options: {
+    memory: { type: 'string', default: '1024' },
+    filled: { type: 'string', default: '256' },
+    loopback: { type: 'boolean', default: false },
+  },
 });
 const size = { memoryMiB: Number(values.memory), filledMiB: Number(values.filled) };
 const rates = { uplinkMbps: 200, destinationMbps: 20, relayMbps: 200 };
@@ -24,9 +30,9 @@ const one = { params: { vm } };
 
 const status = new StatusLine(process.stderr);
 status.say(
-  `five cloudlets: src gives ${rates.uplinkMbps} Mbit/s, dst takes ${rates.destinationMbps}, r1 to r3 lend memory; 20 ms between them`,
+  `five cloudlets: src gives ${rates.uplinkMbps} Mbit/s, dst takes ${rates.destinationMbps}, r1 to r3 lend memory`,
 );
-await using world = await ExitWorld.open({ relays: 3, rttMs: 20 });
+await using world = await ExitWorld.open({ relays: 3, rttMs: 20, isLoopback: values.loopback });
 const { source, destination, relays } = world;
 await world.boot([vm], size);
 status.say(
