@@ -53,9 +53,6 @@ export class Seal {
   }
 }
 
-/** What sealing adds to a part. */
-export const sealBytes = tagBytes;
-
 function numbersOf(part: number, slab: number): Buffer {
   const bytes = Buffer.alloc(8);
   bytes.writeUInt32BE(part);

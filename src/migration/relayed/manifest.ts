@@ -5,7 +5,6 @@
  *   u32 length of the head, JSON head: what both ends know of the VM's memory and of the relays, with the key
  *   then frames, SLAB and ZEROES, as they came
  */
-import { pageBytes } from '../../stream/index.ts';
 import { agentError, FrameReader, frame } from '../condensed/frames.ts';
 import { type Layout, parseLayout } from '../condensed/handshake.ts';
 import { PageSet } from '../condensed/page-set.ts';
@@ -106,10 +105,5 @@ export class Manifest {
   /** Sealed bytes of all slabs, each counted once. */
   get sealedBytes(): number {
     return this.#order.reduce((sum, { parts }) => sum + bytesOf(parts), 0);
-  }
-
-  /** Bytes of the guest's memory that it tells of. */
-  get guestBytes(): number {
-    return this.layout.table.pages * pageBytes;
   }
 }
