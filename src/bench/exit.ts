@@ -36,7 +36,7 @@ const say = (text: string): void => {
 
 const rttMs = wanted.loopback ? 0 : 20;
 /** Slow enough for a machine of two cores to carry all of it, emulation included. */
-const uplinkMbps = 120;
+const uplinkMbps = Number(process.env.UPLINK_MBPS ?? 40);
 const slow: Rates = { uplinkMbps, destinationMbps: uplinkMbps / 10, relayMbps: 2 * uplinkMbps };
 const relayed = (more: Partial<Wanted> = {}): Wanted => ({
   engine: 'relayed',
@@ -51,7 +51,7 @@ const other = (engine: 'direct' | 'condensed', mode: Wanted['mode']): Wanted => 
   relays: 0,
   replicas: 0,
 });
-const size = { memoryMiB: 192, filledMiB: 64 };
+const size = { memoryMiB: 128, filledMiB: 24 };
 
 interface Case {
   part: Part;
