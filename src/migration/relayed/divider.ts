@@ -47,8 +47,8 @@ export interface DividerHost {
 /** Pages of a part: at 20 Mbit/s a guest that waits for one waits 13 ms for what comes with it. */
 export const partPages = 8;
 /** Sealed bytes that may wait for their relays. */
-const mostInFlightBytes = 24 * MiB;
-const mostSlabsInFlight = 48;
+const mostInFlightBytes = 32 * MiB;
+const mostSlabsInFlight = 128;
 /** A relay that has not answered by then gets company. */
 const slowMs = 4000;
 

@@ -33,7 +33,7 @@ test('one that nobody has measured is tried', () => {
 });
 
 test('relays that are busy are waited for; when too few are left nobody waits', () => {
-  const busy = relay({ inFlightBytes: 4e6 });
+  const busy = relay({ inFlightBytes: 6e6 });
   assert.equal(place([relay(), busy], 100_000, 2), 'wait');
   assert.equal(place([relay(), relay({ canBeAsked: false })], 100_000, 2), 'none');
   assert.equal(place([relay(), relay({ freeBytes: 50_000 })], 100_000, 2), 'none');
@@ -49,7 +49,7 @@ test('whatever the relays are: each place is another one, that may be asked, and
     fc.record({
       canBeAsked: fc.boolean(),
       freeBytes: fc.integer({ min: 0, max: 1e7 }),
-      inFlightBytes: fc.integer({ min: 0, max: 1e7 }),
+      inFlightBytes: fc.integer({ min: 0, max: 3e7 }),
       bytesPerSecond: fc.option(fc.integer({ min: 1, max: 1e9 }), { nil: undefined }),
     }),
     { maxLength: 8 },

@@ -17,11 +17,14 @@ export interface RelayView {
 /** The numbers of the relays; `wait` while they are busy with others; `none` when there will never be enough. */
 export type Placement = { relays: number[] } | 'wait' | 'none';
 
-/** A relay may always have so much under way. */
-const leastWindowBytes = 1024 * 1024;
+/**
+ * A relay may always have so much under way: nobody waits for any of it, and one whose answers are slow to come, on a long
+ * way or a busy machine, is not idle for that.
+ */
+const leastWindowBytes = 4 * 1024 * 1024;
 /** And this long it may take with what it has. */
-const windowS = 0.25;
-const mostWindowBytes = 8 * 1024 * 1024;
+const windowS = 0.5;
+const mostWindowBytes = 16 * 1024 * 1024;
 
 /** `count` different relays that hold the slab soonest; of equal ones those with the most room. */
 export function place(views: readonly RelayView[], slabBytes: number, count: number): Placement {
