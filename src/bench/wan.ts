@@ -105,7 +105,8 @@ async function report(): Promise<void> {
     `The guest has ${minimum.nonZeroPages} pages that are not zero (${megabytes(minimum.nonZeroPages * 4096)} MB). Its unique content`,
     `in zstd -1 is ${megabytes(image.bytes)} MB without what the base image holds, ${megabytes(golden.bytes)} MB without the golden snapshot`,
     'as well. "Of physics" is the total time over these bytes at the rate of the link plus 4 round trips. The disk is on storage',
-    'that both sides open, so memory alone moves. The client is on a LAN with both cloudlets, beside the WAN. A row is the median of its runs.',
+    'that both sides open, so memory alone moves. The client is on a LAN with both cloudlets, beside the WAN. A row is the median of its',
+    'runs at the commit at which it was measured last.',
   ];
   const figures = figuresOf(runs);
   const text = markdownOf(runs, minimum, [

@@ -42,6 +42,8 @@ test('runs of one cell and mover are one row, with medians; what does not conver
   const [row, other] = rowsOf([...runs, run({ mover: 'precopy', converged: false })]);
   assert.deepEqual([row!.mover, row!.converged], ['precopy', false]);
   assert.deepEqual([other!.mover, other!.totalMs, other!.runs.length], ['condensed', 7000, 3]);
+  const [newest] = rowsOf([...runs, run({ totalMs: 5000, commit: 'def', at: '2026-01-02T00:00:00.000Z' })]);
+  assert.deepEqual([newest!.totalMs, newest!.runs.length], [5000, 1]);
 });
 
 test('the table holds Viper against stock QEMU and against what the link leaves', () => {

@@ -22,9 +22,12 @@ const keyOf = ({ rateMbps, rttMs, writerMBps }: Cell): string => `${rateMbps} ${
 const rowKey = ({ cell, mover }: { cell: Cell; mover: Mover }): string =>
   `${keyOf(cell)} ${mover === 'condensed' ? cell.holds : ''} ${mover}`;
 
+/** Of each row the runs at the commit at which it was measured last. */
 export function rowsOf(runs: readonly Run[]): Row[] {
   const byKey = Map.groupBy(runs, rowKey);
-  const rows = [...byKey.values()].map((some): Row => {
+  const rows = [...byKey.values()].map((all): Row => {
+    const last = all.reduce((newest, run) => (run.at >= newest.at ? run : newest));
+    const some = all.filter(({ commit }) => commit === last.commit);
     const of = (pick: (run: Run) => number): number => median(some.map(pick));
     return {
       cell: some[0]!.cell,
