@@ -18,7 +18,7 @@ import {
   type MigrationStatus,
   type QmpConnection,
 } from '../qmp/index.ts';
-import { isTimeForPostcopy, type Round } from './memory-policy.ts';
+import { isTimeForPostcopy, type Round, sampledBytes, switchoverBytes } from './memory-policy.ts';
 import { WakeUps } from './wake-ups.ts';
 
 /** How often progress is looked at; whatever else happens QEMU tells by itself. */
@@ -33,14 +33,6 @@ const defaultDowntimeMs = 300;
 const shortPauseMs = 40;
 /** Until the link is known. */
 const firstSwitchoverBytes = 1024 * 1024;
-/** What QEMU gets rid of in a moment when its pages are only noted. */
-const drainedBytes = 8 * 1024 * 1024;
-/** Before: short rounds, that show which pages the guest writes all the time; so many, or for so long. */
-const sampledBytes = 64 * 1024;
-const sampledRounds = 5;
-const sampledMs = 800;
-/** The VM runs meanwhile, but does so on borrowed time of its host. */
-const mostDrainMs = 10_000;
 /** QEMU's own (since 2.5). The other keeps a capability, which cannot be changed on the way, as good as off. */
 const fullThrottle = { 'cpu-throttle-initial': 20, 'max-cpu-throttle': 99 };
 const noThrottle = { 'cpu-throttle-initial': 1, 'max-cpu-throttle': 1 };
@@ -91,8 +83,7 @@ export async function sendMemory(
   using wakeUps = new WakeUps(qmp, ['MIGRATION', 'MIGRATION_PASS']);
   await qmp.execute('migrate', { uri: `unix:${options.socketPath}` }, { signal });
   const rounds: Round[] = [];
-  let draining: { round: number; atMs: number } | undefined;
-  let isStopping = false;
+  let draining: { round: number; atMs: number; bytes: number } | undefined;
   let stoppedByUs = false;
   let isContinued = false;
   for (;;) {
@@ -109,15 +100,16 @@ export async function sendMemory(
     if (info.status === 'completed') return { stoppedByUs };
     const round = rounds.at(-1)?.number ?? 0;
     if (draining && options.agent) {
-      const tookMs = performance.now() - draining.atMs;
-      const isSampled =
-        (options.agent.isClear && (round >= draining.round + sampledRounds || tookMs > sampledMs)) ||
-        tookMs > mostDrainMs;
-      if (isSampled && !isStopping) await setSwitchoverSize(qmp, drainedBytes, options.limits().downtimeMs);
-      isStopping ||= isSampled;
+      const size = switchoverBytes({
+        isClear: options.agent.isClear,
+        rounds: round - draining.round,
+        tookMs: performance.now() - draining.atMs,
+      });
+      if (size !== draining.bytes) await setSwitchoverSize(qmp, size, options.limits().downtimeMs);
+      draining.bytes = size;
     } else if (info.status === 'active' && options.agent && isTimeForPostcopy(mode, rounds)) {
       await setSwitchoverSize(qmp, sampledBytes, options.limits().downtimeMs);
-      draining = { round, atMs: performance.now() };
+      draining = { round, atMs: performance.now(), bytes: sampledBytes };
       options.agent.drain();
     } else if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
       // QEMU would let the VM run again if the switch to post-copy failed; a VM that we stopped it leaves alone.

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { MiB } from '../model/units.ts';
-import { isTimeForPostcopy, type Round } from './memory-policy.ts';
+import { isTimeForPostcopy, type Round, sampledBytes, switchoverBytes } from './memory-policy.ts';
 
 const rounds = (...remainingMiB: number[]): Round[] =>
   remainingMiB.map((mib, index) => ({ number: index + 1, remainingBytes: mib * MiB }));
@@ -39,4 +39,18 @@ test('where the speed of the link is known, auto goes over as soon as a round wo
   assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900), round(3, 9000, 450)]), false);
   assert.equal(isTimeForPostcopy('auto', [first, round(2, 8000, 900), round(3, 9000, 800)]), true);
   assert.equal(isTimeForPostcopy('precopy', [first, round(2, 8000, 7000)]), false);
+});
+
+test('a VM goes over when some rounds have shown what is hot and the link is clear, and in the end whatever it does', () => {
+  const waits = (isClear: boolean, rounds: number, tookMs: number) =>
+    switchoverBytes({ isClear, rounds, tookMs }) === sampledBytes;
+  assert.ok(waits(true, 1, 100));
+  assert.ok(!waits(true, 5, 100) && !waits(true, 1, 900));
+  assert.ok(waits(false, 50, 5000));
+  assert.ok(!waits(false, 50, 10_500));
+  const bytes = (rounds: number, tookMs: number) => switchoverBytes({ isClear: true, rounds, tookMs });
+  assert.ok(bytes(9, 2000) > bytes(9, 900) * 1000);
+  // Its first pass is not over yet: to stop it now would be to stop it for all that is left.
+  assert.equal(bytes(0, 3000), bytes(9, 900));
+  assert.ok(bytes(0, 12_000) > bytes(9, 900) * 1000);
 });

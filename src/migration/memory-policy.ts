@@ -1,5 +1,6 @@
 /** When memory goes over to post-copy. Pure: what QEMU said at the end of each round in, a yes or no out. */
 import type { MigrationMode } from '../model/migration.ts';
+import { KiB, MiB } from '../model/units.ts';
 
 /** One pass over the dirty memory, as it was when the pass began. */
 export interface Round {
@@ -39,3 +40,27 @@ export function isTimeForPostcopy(mode: MigrationMode, rounds: readonly Round[])
 
 const hasStalled = (before: Round, after: Round): boolean =>
   after.remainingBytes > before.remainingBytes * stalledShare;
+
+/** While pages are only noted, the first size lets short rounds show which pages the guest writes all the time. */
+export const sampledBytes = 64 * KiB;
+/** What QEMU gets rid of in a moment. */
+const drainedBytes = 8 * MiB;
+const anyBytes = 10 ** 12;
+const sampledRounds = 5;
+const sampledMs = 800;
+/** A guest that writes faster than that is stopped all the same; and one whose link does not get clear. */
+const drainedMs = 1000;
+const clearMs = 10_000;
+
+/**
+ * With so many bytes left QEMU is to stop the VM that goes over to post-copy. `isClear`: what was sent before has left, so
+ * that the VM stands still for what comes now alone. `rounds` and `tookMs`: since its pages are only noted.
+ */
+export function switchoverBytes(drain: { isClear: boolean; rounds: number; tookMs: number }): number {
+  const { isClear, rounds, tookMs } = drain;
+  if (tookMs > clearMs + drainedMs) return anyBytes;
+  if (!isClear && tookMs < clearMs) return sampledBytes;
+  if (rounds < sampledRounds && tookMs < sampledMs) return sampledBytes;
+  const isFast = rounds >= sampledRounds && tookMs > sampledMs + drainedMs;
+  return isFast ? anyBytes : drainedBytes;
+}
