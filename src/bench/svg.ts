@@ -68,6 +68,7 @@ export function barChart({ title, subtitle, unit, groups }: ChartOptions): strin
   const width = Math.ceil(Math.max(x, legendX, left + title.length * 9));
   const head = [
     `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${base + bottom}" viewBox="0 0 ${width} ${base + bottom}" font-family="sans-serif" font-size="12" fill="#222">`,
+    `<title>${escapeText(title)}</title>`,
     '<rect width="100%" height="100%" fill="#fff"/>',
     `<text x="${left}" y="22" font-size="16" font-weight="bold">${escapeText(title)}</text>`,
     text(left, 40, subtitle, 'start'),
