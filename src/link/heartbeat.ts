@@ -17,6 +17,7 @@ export class Heartbeat {
     return this.#roundTrip.rttMs;
   }
 
+  /** What of it is the path's own. */
   get leastRttMs(): number | undefined {
     return this.#roundTrip.leastRttMs;
   }

@@ -113,7 +113,7 @@ export class LinkSession extends Duplex implements Session {
       end: () => this.end(),
       first: () => this.#receiver.first(),
       drop: (lengthBytes) => {
-        this.#receiver.drop(lengthBytes, this.#heartbeat.rttMs);
+        this.#receiver.drop(lengthBytes, this.#heartbeat.leastRttMs);
         this.#considerAck();
       },
       hasEnded: () => this.#receiver.drained && !this.destroyed,
@@ -294,7 +294,7 @@ export class LinkSession extends Duplex implements Session {
 
   #feedReader(): void {
     while (this.#readerWaits) {
-      const bytes = this.#receiver.next(this.#heartbeat.rttMs);
+      const bytes = this.#receiver.next(this.#heartbeat.leastRttMs);
       if (bytes === undefined) break;
       this.#readerWaits = false;
       // A reader may ask for more before push returns.

@@ -1,21 +1,27 @@
 /** What a session measures about its path. Time comes from the caller, in milliseconds. */
 
+const keptRoundTrips = 10;
+
 /** The smoothed round trip, as TCP does it: each sample moves it by an eighth. */
 export class RoundTripMeter {
   #smoothedMs: number | undefined;
-  #leastMs: number | undefined;
-
-  /** The shortest one: what the path takes when nothing waits in it. */
-  get leastRttMs(): number | undefined {
-    return this.#leastMs;
-  }
+  #latestMs: number[] = [];
 
   get rttMs(): number | undefined {
     return this.#smoothedMs;
   }
 
+  /**
+   * The shortest of the last few: what the path itself takes. The others have waited behind bytes of our own, and a
+   * window that is sized by them makes the next one wait even longer.
+   */
+  get leastRttMs(): number | undefined {
+    return this.#latestMs.length === 0 ? undefined : Math.min(...this.#latestMs);
+  }
+
   sample(rttMs: number): void {
-    this.#leastMs = Math.min(this.#leastMs ?? rttMs, rttMs);
+    this.#latestMs.push(rttMs);
+    if (this.#latestMs.length > keptRoundTrips) this.#latestMs.shift();
     this.#smoothedMs =
       this.#smoothedMs === undefined ? rttMs : this.#smoothedMs + (rttMs - this.#smoothedMs) / 8;
   }
@@ -23,7 +29,7 @@ export class RoundTripMeter {
   /** A new connection may take another path. */
   reset(): void {
     this.#smoothedMs = undefined;
-    this.#leastMs = undefined;
+    this.#latestMs = [];
   }
 }
 

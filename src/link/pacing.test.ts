@@ -6,7 +6,7 @@ import { AppError } from '../model/errors.ts';
 import { KiB, MiB } from '../model/units.ts';
 import { fuzz } from './fuzz.ts';
 import { defaultLimits, resolveLimits } from './limits.ts';
-import { DeliveryMeter } from './meters.ts';
+import { DeliveryMeter, RoundTripMeter } from './meters.ts';
 import { RateLimiter } from './rate-limiter.ts';
 import { Receiver } from './receiver.ts';
 import { WindowTuner } from './window.ts';
@@ -34,6 +34,18 @@ test('without a measured round trip the window stays', () => {
   const tuner = new WindowTuner(256 * KiB, 16 * MiB);
   for (let nowMs = 0; nowMs < 5000; nowMs += 10) tuner.consumed(5_000_000, nowMs, undefined);
   assert.equal(tuner.windowBytes, 256 * KiB);
+});
+
+test('the round trip of the path is the shortest of the last few, whatever waits behind our own bytes', () => {
+  const meter = new RoundTripMeter();
+  assert.equal(meter.leastRttMs, undefined);
+  for (const rttMs of [80, 20, 300, 90, 120]) meter.sample(rttMs);
+  assert.equal(meter.leastRttMs, 20);
+  // The path has changed.
+  for (let count = 0; count < 10; count += 1) meter.sample(150);
+  assert.equal(meter.leastRttMs, 150);
+  meter.reset();
+  assert.equal(meter.leastRttMs, undefined);
 });
 
 test('the delivery rate is that of the busy times', () => {

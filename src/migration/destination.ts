@@ -120,6 +120,7 @@ export class DestinationMigration {
   #sessions = { disk: 0, memory: 0 };
   /** Our connection to the disk that QEMU serves; condensed only. */
   #disk: NbdClient | undefined;
+  #diskClosed: Promise<void> | undefined;
   #machine: Machine | null;
   /** Relayed: where all of it is that is missing. From then on the source is not needed. */
   #manifest: Manifest | undefined;
@@ -436,10 +437,7 @@ export class DestinationMigration {
     const patience: { timeoutMs?: number } = mayLackPages ? { timeoutMs: pageTimeoutMs } : {};
     try {
       // QEMU takes them in this order, also when it can do neither yet.
-      await Promise.all([
-        this.#options.storage === 'copied' && closeDisk(machine.qmp, patience),
-        this.#vm.running && machine.resume(patience),
-      ]);
+      await Promise.all([this.#closeDisk(machine, patience), this.#vm.running && machine.resume(patience)]);
     } catch (error) {
       if (machine.qmp.state !== 'ready') return { name: 'vm-ended' };
       // It has the word and waits for a page that is still at the source: it runs when that comes.
@@ -478,6 +476,16 @@ export class DestinationMigration {
     await this.#around.discard();
   }
 
+  /** Once, and again only if that failed. */
+  #closeDisk({ qmp }: Machine, options: { timeoutMs?: number } = {}): Promise<void> {
+    if (this.#options.storage !== 'copied') return Promise.resolve();
+    this.#diskClosed ??= closeDisk(qmp, options).catch((error) => {
+      this.#diskClosed = undefined;
+      throw error;
+    });
+    return this.#diskClosed;
+  }
+
   #watchEnd(machine: Machine): void {
     machine.exited.then(() => this.#tell({ name: 'vm-ended' }));
   }
@@ -487,6 +495,8 @@ export class DestinationMigration {
     const watch = async (): Promise<void> => {
       const { complete } = await waitUntilLoaded(machine.qmp, signal);
       this.#around.onStep?.('loaded');
+      // The source has ended its mirror before it let the last of the memory go, so this need not wait for the commit.
+      if (complete) this.#closeDisk(machine).catch(() => {});
       this.#tell({ name: 'loaded', complete });
       if (!complete) this.#watchCompletion();
     };
