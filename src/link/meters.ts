@@ -1,6 +1,7 @@
 /** What a session measures about its path. Time comes from the caller, in milliseconds. */
 
-const keptRoundTrips = 10;
+/** Half a minute of them. A path that becomes longer in the middle of a connection is known by then. */
+const keptRoundTrips = 30;
 
 /** The smoothed round trip, as TCP does it: each sample moves it by an eighth. */
 export class RoundTripMeter {
