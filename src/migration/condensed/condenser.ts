@@ -11,6 +11,7 @@
  */
 import { AppError } from '../../model/errors.ts';
 import type { EngineStatistics } from '../../model/migration.ts';
+import { MiB } from '../../model/units.ts';
 import { digestBlocks, digestBytes, digestOf, noBlock, type SetIndex } from '../../pages/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { BatchWriter } from './batch.ts';
@@ -25,6 +26,8 @@ import { SentIndex } from './sent-index.ts';
 const digestBytesPerSecond = 1e9;
 /** On slower links there is always time for them. */
 const blindFromBytesPerSecond = 150e6;
+/** Before so much has gone out, buffers on the way make a slow link look fast. */
+const leastSentBytes = 64 * MiB;
 /** How often a batch is looked at all the same, to notice that there is something to find again. */
 const lookEvery = 8;
 const smoothing = 0.4;
@@ -57,6 +60,7 @@ export class Condenser {
   /** Of pages that were looked for, the share that was found. */
   #foundShare = 1;
   #blindInRow = 0;
+  #sentBytes = 0;
   readonly #dropped = new Set<number>();
   /** The guest runs at the destination: what its memory holds is its own business. */
   #isPostcopy = false;
@@ -136,6 +140,7 @@ export class Condenser {
     const writtenAt = performance.now();
     const digest = Buffer.concat([digestOf(body), digestOf(joined(references))]);
     statistics.guestBytes += content.length;
+    this.#sentBytes += body.length;
     cpuMs.encode += writtenAt - chosenAt;
     cpuMs.digest += performance.now() - writtenAt;
     return { body, digest, scratch };
@@ -197,6 +202,7 @@ export class Condenser {
     const speed = linkSpeed() ?? 0;
     if (onEncoded) return false;
     if (plain) return true;
+    if (this.#sentBytes < leastSentBytes) return false;
     const pays = speed < blindFromBytesPerSecond || this.#foundShare > speed / digestBytesPerSecond;
     if (pays || batch.dataPages < smallPages || this.#blindInRow >= lookEvery) {
       this.#blindInRow = 0;
