@@ -63,9 +63,9 @@ interface Case {
 const cases: Case[] = [
   ...[
     relayed(),
+    other('direct', 'postcopy'),
     relayed({ replicas: 1 }),
     other('condensed', 'postcopy'),
-    other('direct', 'postcopy'),
     other('direct', 'precopy'),
   ].map((each): Case => ({ part: 'engines', wanted: each, rates: slow, vms: 1 })),
   ...[1, 2, 3, 4].map(
