@@ -95,6 +95,9 @@ export interface SilentQemu {
   recover: (socketPath: string) => Promise<void>;
 }
 
+/** One; and a source whose link was cut while its QEMU greeted ours comes again. */
+const mostDiskSessions = 5;
+
 /** For QEMU to take a stream that was joined with it; it calls itself paused until it has. */
 const takeTimeoutMs = 2000;
 
@@ -210,7 +213,8 @@ export class DestinationMigration {
     const { storage, channels, engine } = this.#options;
     const isDirect = (engine ?? 'direct') === 'direct';
     const memorySessions = isDirect ? 1 + channels : 1;
-    const most = purpose === 'disk' ? Number(storage === 'copied') : memorySessions;
+    const diskSessions = storage === 'copied' ? mostDiskSessions : 0;
+    const most = purpose === 'disk' ? diskSessions : memorySessions;
     const isAwaited = this.state.name === 'waiting' || this.#isPaused;
     if (!this.#isTicket(secret) || !isAwaited || this.#sessions[purpose] >= most) {
       throw new AppError('forbidden', `The ticket is not good for a ${purpose} session`, {

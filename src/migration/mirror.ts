@@ -21,13 +21,15 @@ const endPollMs = 10;
 
 /** The last word of a job is that it is gone (`JOB_STATUS_CHANGE` to `null`). */
 const jobEvents: QmpEvent['name'][] = ['BLOCK_JOB_READY', 'JOB_STATUS_CHANGE'];
-const connectTimeoutMs = 90_000;
+/** The guest stands still while QEMU and the server greet each other, some round trips long: no longer than this. */
+const greetingTimeoutMs = 4000;
 
 export interface MirrorProgress {
   doneBytes: number;
   totalBytes: number;
 }
 
+/** Throws `timeout` while QEMU still waits for the server, which ends when its socket does. */
 export async function startMirror(
   qmp: QmpConnection,
   options: { socketPath: string; speedBytesPerSecond: number; wholeDisk?: boolean; signal?: AbortSignal },
@@ -42,8 +44,7 @@ export async function startMirror(
       discard: 'unmap',
       'detect-zeroes': 'unmap',
     },
-    // The server is the other side of the link, which may be cut just now.
-    { timeoutMs: connectTimeoutMs, ...(options.signal ? { signal: options.signal } : {}) },
+    { timeoutMs: greetingTimeoutMs, ...(options.signal ? { signal: options.signal } : {}) },
   );
   await qmp.execute('blockdev-mirror', {
     'job-id': mirrorJob,

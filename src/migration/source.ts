@@ -345,13 +345,7 @@ export class SourceMigration {
     };
     if (isCopied) {
       this.#tracker.enter('disk');
-      const socketPath = await door('disk');
-      await startMirror(qmp, {
-        socketPath,
-        signal,
-        speedBytesPerSecond: mirrorSpeed(this.#limitsOfQemu()),
-        wholeDisk: this.#vm.wholeDisk === true,
-      });
+      while (!(await this.#startMirror(await door('disk'), signal)));
       // They may have been changed while there was no job to tell.
       await setMirrorSpeed(qmp, mirrorSpeed(this.#limitsOfQemu()));
       await waitUntilMirrored(qmp, {
@@ -385,9 +379,28 @@ export class SourceMigration {
     });
   }
 
+  /** False if the link was cut while QEMU and the server of the disk greeted each other: QEMU is let go, to try again. */
+  async #startMirror(socketPath: string, signal: AbortSignal): Promise<boolean> {
+    const { qmp } = this.#machine!;
+    try {
+      await startMirror(qmp, {
+        socketPath,
+        signal,
+        speedBytesPerSecond: mirrorSpeed(this.#limitsOfQemu()),
+        wholeDisk: this.#vm.wholeDisk === true,
+      });
+      return true;
+    } catch (error) {
+      if (signal.aborted || asAppError(error).code !== 'timeout') throw error;
+      await this.#closeDoors();
+      await dropMirror(qmp, signal);
+      return false;
+    }
+  }
+
   /**
    * With the first words of the destination: QEMU answers nothing while it waits for those of an NBD server, and its guest
-   * may stand still, which must not last as long as a cut of the link.
+   * stands still, which must not last as long as a cut of the link.
    */
   async #openDiskSession(ticket: Ticket, signal: AbortSignal): Promise<Duplex> {
     const session = await this.#around.openSession('disk', ticket, signal);

@@ -189,6 +189,8 @@ export class Pair {
   /** Of the destination's. */
   manifest: Buffer | undefined;
   readonly failures: Error[] = [];
+  /** So many sessions of the disk carry the first words of its server and nothing more. */
+  silentDisks = 0;
   /** Runs before a message is delivered. */
   beforeDelivery: (message: ToDestination | ToSource) => Promise<void> = async () => {};
   readonly crashed: Promise<void>;
@@ -386,8 +388,18 @@ export class Pair {
       near.destroy();
       throw error;
     }
-    return near;
+    return purpose === 'disk' && this.silentDisks-- > 0 ? onlyFirstWords(near) : near;
   }
+}
+
+/** What a link that is cut in the middle of a greeting looks like. */
+function onlyFirstWords(near: Duplex): Duplex {
+  const silent = new Duplex({ read() {}, write: (_bytes, _encoding, done) => done() });
+  near.once('data', (bytes) => {
+    near.pause();
+    silent.push(bytes);
+  });
+  return silent;
 }
 
 /** A cloudlet that lends memory. What it gives back it gives slowly, so that the VM runs long before it is whole. */
