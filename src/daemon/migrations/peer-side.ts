@@ -82,7 +82,7 @@ export class PeerSide {
    */
   async warm(peerId: Uuid): Promise<void> {
     await this.#fleet.client
-      .fetch(this.find(peerId), '/v1/health', { timeoutMs: messageTimeoutMs })
+      .fetch(this.find(peerId), '/healthz', { timeoutMs: messageTimeoutMs })
       .catch(() => {});
   }
 
