@@ -1,6 +1,6 @@
 /** A disk that others have filled: what cannot be written is refused as such, and the daemon and its guests go on. */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdir, mkdtemp, readFile, rm, statfs } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -49,7 +49,12 @@ before(async () => {
 });
 after(async () => {
   await fleet?.[Symbol.asyncDispose]();
-  if (disk) execFileSync('sh', ['-c', '! mountpoint -q "$0" || umount "$0"', disk]);
+  // What was killed with the fleet may still be on its way out.
+  if (disk)
+    await until(
+      'the disk to be free',
+      () => spawnSync('sh', ['-c', '! mountpoint -q "$0" || umount "$0"', disk]).status === 0,
+    );
   if (place) await rm(place, { recursive: true });
 });
 

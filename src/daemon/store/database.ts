@@ -26,8 +26,10 @@ const SQLITE_CONSTRAINT_UNIQUE = 2067;
 
 export const stateFileName = 'state.sqlite';
 
-/** Room that the file keeps for itself, in pages of 4 KiB, and after how many its log is written back. */
+/** Room that the file and its log keep for themselves, in pages of 4 KiB. */
 const ROOM_PAGES = 256;
+/** The log is written back after so many, so that what is then being written still finds room behind them. */
+const WRITE_BACK_PAGES = ROOM_PAGES - 64;
 
 export class Database implements Disposable {
   readonly #sqlite: DatabaseSync;
@@ -56,7 +58,7 @@ export class Database implements Disposable {
         sqlite.exec('PRAGMA journal_mode = WAL');
         sqlite.exec('PRAGMA synchronous = FULL');
         sqlite.exec('PRAGMA foreign_keys = ON');
-        sqlite.exec(`PRAGMA wal_autocheckpoint = ${ROOM_PAGES}`);
+        sqlite.exec(`PRAGMA wal_autocheckpoint = ${WRITE_BACK_PAGES}`);
         const database = new Database(sqlite, directory);
         database.#migrate(path, steps);
         database.#setRoomAside();
