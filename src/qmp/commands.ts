@@ -177,6 +177,8 @@ export interface QmpCommands {
   'migrate-start-postcopy': Command<None, Done>;
   'migrate-pause': Command<None, Done>;
   'migrate-recover': Command<{ uri: string }, Done>;
+  /** Cuts the connections of what it names. */
+  yank: Command<{ instances: { type: 'migration' }[] }, Done>;
   'migrate-set-capabilities': Command<
     { capabilities: { capability: MigrationCapability; state: boolean }[] },
     Done

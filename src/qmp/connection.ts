@@ -111,7 +111,7 @@ export class QmpConnection implements AsyncDisposable {
   }
 
   /** The same past a main loop that is stuck; QEMU takes only a few commands in this way. */
-  async executeOutOfBand<C extends 'migrate-recover' | 'migrate-pause'>(
+  async executeOutOfBand<C extends 'migrate-recover' | 'migrate-pause' | 'yank'>(
     command: C,
     args: ArgumentsOf<C>,
     options: WaitOptions = {},

@@ -77,7 +77,15 @@ export async function captureMemory(machine: Machine, options: CaptureOptions): 
   const stoppedAt = performance.now();
   await whenStopped();
   if (signal?.aborted) throw abortError(signal);
-  undo.defer(asFarAsPossible(() => endMigration(qmp, timeoutMs)));
+  const cut = () => cutStream(qmp);
+  undo.defer(
+    asFarAsPossible(async () => {
+      await cut();
+      await endMigration(qmp, timeoutMs);
+    }),
+  );
+  signal?.addEventListener('abort', cut, { once: true });
+  undo.defer(() => signal?.removeEventListener('abort', cut));
   await qmp.execute('migrate', { uri: `unix:${socketPath}` });
   await pollMigration(qmp, isCaptured, { pollMs, timeoutMs, signal });
   const { running } = await machine.status();
@@ -189,6 +197,16 @@ const isOver = (info: MigrationInfo): boolean =>
  * then the VM, or QEMU itself, waits for ever at its next write.
  */
 const canCancel = ({ major, minor }: QemuVersion): boolean => major > 8 || (major === 8 && minor >= 1);
+
+/**
+ * While nobody reads the stream, a page that is not saved yet holds up who writes it, QEMU's main loop too, which then
+ * answers nothing. So the stream is cut past it; where none is open QEMU says so, and that is as good.
+ */
+async function cutStream(qmp: QmpConnection): Promise<void> {
+  if (!canCancel(qmp.version)) return;
+  const instances = [{ type: 'migration' as const }];
+  await qmp.executeOutOfBand('yank', { instances }, { timeoutMs: cancelTimeoutMs }).catch(() => {});
+}
 
 /** Ends a migration if one is under way, and waits until QEMU has let go of it. */
 async function endMigration(qmp: QmpConnection, timeoutMs: number): Promise<void> {
