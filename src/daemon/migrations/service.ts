@@ -185,7 +185,10 @@ export class MigrationService {
 
   /** For the session that is wanted first, while both sides are asked whether the VM fits. */
   #connectEarly(reference: string, { to, storage }: MigrateVm): void {
-    const { spec } = this.#options.registry.find(reference).record;
+    const { registry } = this.#options;
+    const managed = registry.find(reference);
+    registry.require(managed, 'migrate');
+    const { spec } = managed.record;
     const isShared = storage === 'shared' || (storage !== 'copied' && spec.disk.storage !== undefined);
     this.#peers.expect(this.#peers.find(to).id, isShared ? 'memory' : 'disk');
   }
