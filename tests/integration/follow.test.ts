@@ -204,6 +204,8 @@ test(
       crispRttMs: 0.001,
       annoyingRttMs: 0.002,
     };
+    // What was seen last before is acted upon at the start, and would send it to where the device was then.
+    await reportFrom(at, at);
     await at.stop();
     await writeFile(config, JSON.stringify({ ...before, follow: strict }));
     await at.start();
