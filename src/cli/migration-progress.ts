@@ -48,7 +48,7 @@ export function progressText(progress: MigrationProgress): string {
   const where = round > 0 && phase === 'memory' ? `${phase}, round ${round}` : phase;
   if (totalBytes === 0) return where;
   const parts = [
-    `${formatBytes(doneBytes)} of ${formatBytes(totalBytes)} at ${formatBitRate(rateBps)}`,
+    `${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}${rateBps > 0 ? ` at ${formatBitRate(rateBps)}` : ''}`,
     dirtyBps > 0 ? `dirties ${formatBitRate(dirtyBps)}` : '',
     etaMs === undefined ? '' : `${formatDuration(etaMs)} left`,
   ];
