@@ -28,7 +28,7 @@ const metric = '1000';
 const mtu = '1420';
 
 /** Another one at each cloudlet: programs in several namespaces share one directory of sockets. */
-export const wireguardName = (owner: Uuid): string => `vipw${owner.slice(0, 8)}`;
+const wireguardName = (owner: Uuid): string => `vipw${owner.slice(0, 8)}`;
 
 export const makeInKernel = (owner: Uuid): Command => [
   'ip',

@@ -28,7 +28,7 @@ export interface Cell {
   /** What the destination has before: the base image alone, or the golden snapshot too. */
   holds: Holds;
 }
-export const holdings = ['image', 'golden'] as const;
+const holdings = ['image', 'golden'] as const;
 export type Holds = (typeof holdings)[number];
 
 export interface Wanted {

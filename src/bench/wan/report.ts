@@ -58,7 +58,7 @@ export function rowsOf(runs: readonly Run[]): Row[] {
 export const physicsMs = ({ rateMbps, rttMs, holds }: Cell, minimum: Minimum): number =>
   (minimum.unique[holds].bytes * 8) / (rateMbps * 1000) + 4 * rttMs;
 
-export const wantedGapMs = ({ rttMs }: Cell): number => 1.5 * rttMs + 200;
+const wantedGapMs = ({ rttMs }: Cell): number => 1.5 * rttMs + 200;
 
 const nameOf = ({ mover, cell }: { mover: Mover; cell: Cell }): string =>
   mover === 'condensed' ? `${moverNames[mover]}, ${cell.holds}` : moverNames[mover];

@@ -28,7 +28,7 @@ export interface GroupsInput {
  * The groups as the cloudlets came, so that each cloudlet computes the same ones: in the order in which they joined
  * the fleet. A cloudlet that does not say where it stands is in none.
  */
-export const groupsOf = (input: GroupsInput): Group[] => formGroups(placesOf(input));
+const groupsOf = (input: GroupsInput): Group[] => formGroups(placesOf(input));
 
 /** Groups that fall apart when this peer leaves the fleet, with the names of the members of each part. */
 export function splitsWithout(input: GroupsInput, peerId: Uuid): { group: string; parts: string[][] }[] {
