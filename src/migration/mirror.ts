@@ -3,13 +3,14 @@
  * QEMU behind a door of ours. `sync=top` takes only what the overlay holds; both sides have the image below it. Of a disk
  * that stands on no image here, and on one there, everything goes, also that a block is zero.
  *
- * The mirror runs in the background until it has caught up and only then holds the guest's writes until they are
- * there too (`write-blocking`), so that the end needs no catching up. QEMU before 8.2 cannot change that while the
- * job runs, so there it is so from the start.
+ * The mirror runs in the background until it has caught up, or does not come nearer to it, and only then holds the
+ * guest's writes until they are there too (`write-blocking`), so that it gets to an end which needs no catching up. QEMU
+ * before 8.2 cannot change that while the job runs, so there it is so from the start.
  */
 import { AppError } from '../model/errors.ts';
 import type { BlockJobInfo, QmpConnection, QmpEvent } from '../qmp/index.ts';
 import { nodeNames } from '../vm/argv.ts';
+import { type MirrorProgress, StallWatch } from './mirror-policy.ts';
 import { WakeUps } from './wake-ups.ts';
 
 export const mirrorJob = 'migrate-disk';
@@ -23,11 +24,6 @@ const endPollMs = 10;
 const jobEvents: QmpEvent['name'][] = ['BLOCK_JOB_READY', 'JOB_STATUS_CHANGE'];
 /** The guest stands still while QEMU and the server greet each other, some round trips long: no longer than this. */
 const greetingTimeoutMs = 4000;
-
-export interface MirrorProgress {
-  doneBytes: number;
-  totalBytes: number;
-}
 
 /** Throws `timeout` while QEMU still waits for the server, which ends when its socket does. */
 export async function startMirror(
@@ -63,15 +59,24 @@ export async function waitUntilMirrored(
 ): Promise<void> {
   const { signal, onProgress } = options;
   using wakeUps = new WakeUps(qmp, jobEvents);
+  const stalls = new StallWatch();
+  let holdsWrites = !canChangeMode(qmp);
   for (;;) {
     const job = await findJob(qmp);
     if (!job) throw new AppError('qemu_failed', 'The mirror of the disk ended before it had caught up');
-    onProgress({ doneBytes: job.offset, totalBytes: job.len });
-    if (job.ready) break;
+    const progress = { doneBytes: job.offset, totalBytes: job.len };
+    onProgress(progress);
+    if (!holdsWrites && (job.ready || stalls.hasStalled(progress))) {
+      await qmp.execute('block-job-change', {
+        id: mirrorJob,
+        type: 'mirror',
+        'copy-mode': 'write-blocking',
+      });
+      holdsWrites = true;
+    }
+    if (job.ready) return;
     await wakeUps.rest(pollMs, signal);
   }
-  if (!canChangeMode(qmp)) return;
-  await qmp.execute('block-job-change', { id: mirrorJob, type: 'mirror', 'copy-mode': 'write-blocking' });
 }
 
 /** While the VM stands still: the last write is there, and QEMU lets go of the destination. */

@@ -14,7 +14,7 @@ import {
 import type { MigrationInfo } from '../qmp/index.ts';
 import { sumOf } from './condensed/statistics.ts';
 import { DirtyMeter } from './dirtying.ts';
-import type { MirrorProgress } from './mirror.ts';
+import type { MirrorProgress } from './mirror-policy.ts';
 
 /** The bar ends only when the migration does. */
 const mostBeforeTheEnd = 0.99;

@@ -5,7 +5,7 @@ import { existsSync, openAsBlob, readdirSync, readFileSync, rmSync } from 'node:
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { promisify } from 'node:util';
+import { inspect, promisify } from 'node:util';
 import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { guestImage } from '../../src/lab/guests.ts';
 import type { Uuid } from '../../src/model/ids.ts';
@@ -67,9 +67,12 @@ export async function until<T>(
     }
     await sleep(50);
   }
-  throw new Error(`waited ${patienceMs} ms in vain for ${what}; the last answer was ${String(last)}`, {
-    cause: last,
-  });
+  throw new Error(
+    `waited ${patienceMs} ms in vain for ${what}; the last answer was ${inspect(last, { depth: 4 })}`,
+    {
+      cause: last,
+    },
+  );
 }
 
 /** The refusal with which the call ends; the test fails if it succeeds or ends in another way. */
