@@ -9,19 +9,47 @@
 import { once } from 'node:events';
 import { createReadStream } from 'node:fs';
 import { pipeline } from 'node:stream/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Session } from '../../link/index.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { VmToMove } from '../../model/migration.ts';
 import type { ImageService } from '../images.ts';
 
 const startBytes = 8;
+/** How long no byte may get through. */
+const patienceMs = 60_000;
+const retryMs = 1000;
+
+interface Sending {
+  signal: AbortSignal;
+  onBytes: (sentBytes: number) => void;
+}
+
+/** As `sendImage`, through one session after another while daemons at the destination come and go. */
+export async function sendImagePatiently(
+  open: () => Promise<Session>,
+  file: string,
+  { signal, onBytes }: Sending,
+): Promise<void> {
+  let lastAt = performance.now();
+  const noted = (sentBytes: number) => {
+    lastAt = performance.now();
+    onBytes(sentBytes);
+  };
+  for (;;) {
+    try {
+      return await sendImage(await open(), file, { signal, onBytes: noted });
+    } catch (error) {
+      // A daemon that was started again knows nothing of the session, and has kept the bytes.
+      const isLost = ['peer_unreachable', 'interrupted'].includes(asAppError(error).code);
+      if (!isLost || performance.now() - lastAt > patienceMs) throw error;
+      await sleep(retryMs, undefined, { signal });
+    }
+  }
+}
 
 /** Resolves when the image is in the store of the other side. */
-export async function sendImage(
-  session: Session,
-  file: string,
-  { signal, onBytes }: { signal: AbortSignal; onBytes: (sentBytes: number) => void },
-): Promise<void> {
+export async function sendImage(session: Session, file: string, { signal, onBytes }: Sending): Promise<void> {
   // It ends its side when the image is in its store.
   const answered = once(session, 'end', { signal });
   answered.catch(() => {});

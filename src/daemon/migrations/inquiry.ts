@@ -1,0 +1,182 @@
+/**
+ * What is asked before a migration: whether the VM fits there, by the checks of both sides, and what it would be moved
+ * with.
+ */
+import type { Static } from 'typebox';
+import type * as schemas from '../../contract/schemas.ts';
+import { chooseEngine, type EngineChoice } from '../../migration/engine-policy.ts';
+import { missingCpuFeaturesOf } from '../../migration/preflight.ts';
+import type { Problem } from '../../migration/protocol.ts';
+import { AppError } from '../../model/errors.ts';
+import { newId } from '../../model/ids.ts';
+import type { MigrationEngine, MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
+import type { Fleet } from '../fleet.ts';
+import { vmOfSets } from '../references/reference-sets.ts';
+import type { Store } from '../store/index.ts';
+import type { Managed } from '../vms/registry.ts';
+import { linkBpsOf, uplinkBpsOf } from './forecast.ts';
+import type { HalfParts } from './half.ts';
+import { chooseRelays, defaultReplicas } from './relays.ts';
+
+type MigrateVm = Static<typeof schemas.MigrateVm>;
+
+export type InquiryOptions = Pick<HalfParts, 'registry' | 'runner' | 'references' | 'journal' | 'peers'> & {
+  store: Store;
+  fleet: Fleet;
+};
+
+const defaultLimits: MigrationLimits = { downtimeMs: 300, autoConverge: false };
+
+export class Inquiry {
+  readonly #options: InquiryOptions;
+
+  constructor(options: InquiryOptions) {
+    this.#options = options;
+  }
+
+  /** For the session that is wanted first, while both sides are asked whether the VM fits. */
+  connectEarly(reference: string, { to, storage }: MigrateVm): void {
+    const { registry } = this.#options;
+    const managed = registry.find(reference);
+    registry.require(managed, 'migrate');
+    const { spec } = managed.record;
+    const isShared = storage === 'shared' || (storage !== 'copied' && spec.disk.storage !== undefined);
+    this.#options.peers.expect(this.#options.peers.find(to).id, isShared ? 'memory' : 'disk');
+  }
+
+  async ask(reference: string, request: MigrateVm) {
+    const { registry, runner } = this.#options;
+    const managed = registry.find(reference);
+    registry.require(managed, 'migrate');
+    const peer = this.#options.peers.find(request.to);
+    const wantedRelays = request.relays?.map((relay) => this.#options.peers.find(relay));
+    const id = newId();
+    const host = await runner.facts();
+    const ask = async (storage: MigrationOptions['storage']) => {
+      const vm = await this.#vmToMove(managed, storage);
+      // For the checks it makes no difference which one it will be.
+      const asPlanned = optionsOf(request, storage, 'direct');
+      const sentAt = new Date().toISOString();
+      const asked = performance.now();
+      const missingCpuFeatures = missingCpuFeaturesOf(vm, host);
+      const question = {
+        vm,
+        options: asPlanned,
+        qemuVersion: host.qemu.version,
+        ...(missingCpuFeatures ? { missingCpuFeatures } : {}),
+        sentAt,
+      };
+      const answer = await this.#options.peers.check(peer, id, question);
+      const rttMs = Math.round(performance.now() - asked);
+      const { cloudletBps } = this.#options.peers.limits;
+      const limits = [request.limits?.bandwidthBps, cloudletBps].filter((each) => typeof each === 'number');
+      const latest = this.#options.journal.latest();
+      const ofSets = vmOfSets(vm, asPlanned, (each) => runner.diskOf(each));
+      let choice = chooseEngine({
+        wanted: request.engine ?? 'direct',
+        mode: asPlanned.mode,
+        channels: asPlanned.channels,
+        linkBps: linkBpsOf(latest, peer.id),
+        limitBps: limits.length > 0 ? Math.min(...limits) : undefined,
+        qemuVersion: host.qemu.version,
+        sets: await this.#options.references.inCommon(ofSets, answer.sets ?? []),
+        // Post-copy, and memory at others: only for those who leave both to us.
+        ...(request.engine === 'auto' && request.mode === undefined && { uplinkBps: uplinkBpsOf(latest) }),
+      });
+      const found =
+        choice.engine === 'relayed'
+          ? await chooseRelays(this.#options.fleet, {
+              wanted: wantedRelays,
+              destination: peer,
+              replicas: request.replicas ?? defaultReplicas,
+            })
+          : undefined;
+      // One that nobody asked for is done without.
+      if (found && found.problems.length > 0 && request.engine === 'auto') choice = withoutRelays(choice);
+      const isRelayed = choice.engine === 'relayed' && found;
+      const options = {
+        ...optionsOf(request, storage, choice.engine),
+        ...(isRelayed ? { relayed: found.relayed } : {}),
+      };
+      const ofRelays = isRelayed ? found.problems : [];
+      const problems = [...answer.problems, ...this.#problemsHere(vm, answer.hasImage), ...ofRelays];
+      return { id, managed, peer, vm, options, choice, rttMs, hasImage: answer.hasImage, problems };
+    };
+    const wanted = request.storage ?? 'auto';
+    if (wanted !== 'auto') return ask(wanted);
+    if (managed.record.spec.disk.storage === undefined) return ask('copied');
+    const shared = await ask('shared');
+    return shared.problems.some(({ field }) => field === 'disk.storage') ? ask('copied') : shared;
+  }
+
+  /** A VM that came with a disk on shared storage may have no image here that could be sent. */
+  #problemsHere({ image, wholeDisk }: VmToMove, hasImage: boolean): Problem[] {
+    if (hasImage || !wholeDisk || this.#options.store.images.get(image.digest)) return [];
+    const message = `Neither side has the image ${image.digest}, which the disk there would stand on: import it`;
+    return [{ field: 'image', value: image.digest, wanted: 'an image that one side has', message }];
+  }
+
+  async #vmToMove({ record }: Managed, storage: MigrationOptions['storage']): Promise<VmToMove> {
+    const { store, runner } = this.#options;
+    const { disk } = record.spec;
+    const { storage: sharedStorage, ...copiedDisk } = disk;
+    // A disk on shared storage needs no image, so there may be none here any more.
+    const image = store.images.get(disk.image);
+    const { digest, format, fileBytes, virtualBytes } = image ?? unknownImage(disk.image);
+    return {
+      id: record.id,
+      name: record.name,
+      spec: storage === 'shared' ? record.spec : { ...record.spec, disk: copiedDisk },
+      running: record.state === 'running',
+      epoch: record.epoch ?? 1,
+      runningWith: record.runningWith ?? 'tcg',
+      image: { digest, format, fileBytes, virtualBytes },
+      diskBytes: storage === 'shared' ? 0 : await runner.diskBytesOf(record),
+      ...(storage === 'copied' && sharedStorage !== undefined ? { wholeDisk: true } : {}),
+      ...(record.attachment ? { attachment: record.attachment } : {}),
+      ...(record.continuity ? { continuity: record.continuity } : {}),
+    };
+  }
+}
+
+const unknownImage = (digest: string): VmToMove['image'] => ({
+  digest,
+  format: 'qcow2',
+  fileBytes: 0,
+  virtualBytes: 0,
+});
+
+const withoutRelays = ({ reason }: EngineChoice): EngineChoice => ({
+  engine: 'condensed',
+  reason: `${reason.split(':')[0]}, but too few peers lend memory`,
+});
+
+function optionsOf(
+  request: MigrateVm,
+  storage: MigrationOptions['storage'],
+  engine: MigrationEngine,
+): MigrationOptions {
+  const { channels = 0, mode = engine === 'relayed' ? 'postcopy' : 'precopy' } = request;
+  if (engine === 'relayed' && mode === 'precopy') {
+    throw new AppError('invalid_request', 'Migrate VM: the mode is precopy with the engine relayed', {
+      problems: [{ field: 'body.mode', value: mode, wanted: 'postcopy, hybrid or auto, or another engine' }],
+    });
+  }
+  if (channels > 0 && mode !== 'precopy') {
+    throw new AppError(
+      'invalid_request',
+      `Migrate VM: channels is ${channels} with mode ${mode}, wanted precopy`,
+      {
+        problems: [{ field: 'body.channels', value: channels, wanted: '0, or the mode precopy' }],
+      },
+    );
+  }
+  return {
+    // Post-copy cannot be taken back once it has begun, so it is for those who ask for it (or for `auto`).
+    mode,
+    engine,
+    storage,
+    limits: { ...defaultLimits, ...request.limits },
+    channels,
+  };
+}
