@@ -261,6 +261,7 @@ export class DestinationMigration {
           name === mirroredSet && this.#disk ? diskReader(this.#disk) : openReader?.(name),
         remember: this.#around.remember,
         merging: this.#merging,
+        ...(this.#around.onStep ? { onStep: this.#around.onStep } : {}),
       });
       this.#agent = agent;
       await agent.run();

@@ -633,6 +633,7 @@ export class SourceMigration {
       divider: this.#divider,
       limitBps: () => this.#options.limits.bandwidthBps,
       statistics,
+      onStep: (step, facts) => this.#step(step, facts),
     };
     const agent = new SourceAgent(options);
     this.#agent = agent;

@@ -47,10 +47,10 @@ export type Storage = { name: string; path: string } | { name: string; url: stri
 
 /**
  * How the connections of a VM's clients outlive a move. `mptcp`: the address changes, and MPTCP carries its connections
- * over. `stretch`: the LAN is stretched to the VM, which keeps its address. `none`: the address changes, and
- * whoever cares is told by an event.
+ * over. `stretch`: the LAN is stretched to the VM, which keeps its address. `host-route`: it keeps its address, too, and
+ * a route to that one address follows it. `none`: the address changes, and whoever cares is told by an event.
  */
-export const continuities = ['mptcp', 'stretch', 'none'] as const;
+export const continuities = ['mptcp', 'stretch', 'host-route', 'none'] as const;
 export type Continuity = (typeof continuities)[number];
 
 /** Where in a network an interface is at home. IPv4. */
@@ -69,7 +69,7 @@ export interface Attachment {
   /** Index of the one that waits for the next network, in a VM that has two. */
   waiting?: number;
   place: Place;
-  /** The cloudlet in whose LAN the place is, while that LAN is stretched to the VM. */
+  /** The cloudlet in whose LAN the place is, while the VM keeps its address elsewhere. */
   home?: { cloudletId: Uuid; name: string };
 }
 

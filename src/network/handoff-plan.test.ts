@@ -8,8 +8,10 @@ import {
   planAwayEndRemoval,
   planDestination,
   planHomeEnd,
+  planHomeTurn,
   planSource,
 } from './handoff-plan.ts';
+import { parseHop } from './host-route-plan.ts';
 
 const owner = '11111111-0000-4000-8000-000000000000';
 const vmId = 'abcdef01-2345-4000-8000-000000000001';
@@ -93,7 +95,7 @@ test('a stretched LAN ends in a bridge of the VM alone, with gateway and route, 
   assert.ok(lines.includes('ip address add 10.4.0.1/32 dev vipbabcdef01n0'));
   assert.ok(lines.includes('ip route add 10.4.0.10/32 dev vipbabcdef01n0'));
   assert.deepEqual(after, []);
-  assert.deepEqual(planAwayEndRemoval(owner, vmId, 0, tunnel.vni), [
+  assert.deepEqual(planAwayEndRemoval(stretch), [
     ['ip', 'link', 'delete', 'dev', 'vipx0000ab', 'type', 'vxlan'],
     ['ip', 'link', 'delete', 'dev', 'vipbabcdef01n0', 'type', 'bridge'],
   ]);
@@ -109,13 +111,13 @@ test('without a gateway of the cloudlet, a LAN is stretched as it is: no address
 });
 
 test('the home keeps the MAC of a VM that is away, as the answers to its ARP end at the other gateway', () => {
-  const { run, undo } = planHomeEnd(stretch, tunnel);
+  const { run, undo } = planHomeEnd(stretch);
   assert.equal(
     linesOf(run).at(-1),
     'ip neighbour replace 10.4.0.10 dev lan0 lladdr 02:00:00:00:00:01 nud permanent',
   );
   assert.equal(linesOf(undo)[0], 'ip neighbour delete 10.4.0.10 dev lan0');
-  assert.deepEqual(planSource(stretch).before[0], planHomeEnd(stretch, tunnel));
+  assert.deepEqual(planSource(stretch).before[0], planHomeEnd(stretch));
 });
 
 test('a VM that comes home, or has no address to change, needs nothing', () => {
@@ -157,4 +159,61 @@ test('while the VM stands still its frames are turned to where it will run', () 
   assert.deepEqual(planDestination(stretch).turn.flatMap(linesOf), [arriving]);
   const { tunnel: _none, ...home } = stretch;
   assert.deepEqual(planDestination(home).turn.flatMap(linesOf), [arriving]);
+});
+
+const routed = handoff('host-route', {
+  tunnel,
+  hop: { device: 'wan0', via: '192.0.2.9' },
+  gatewayMac: '02:00:0a:00:00:01',
+});
+
+test('a host route is prepared while the VM runs, and turned when it stands still: at its home, and where it goes', () => {
+  const atHome = planSource(routed);
+  const made = linesOf(atHome.before[0]?.run);
+  assert.ok(
+    made.includes(`ip link add name vipmabcdef01n0 link lan0 address ${last.mac} type macvlan mode bridge`),
+  );
+  // Two with one MAC in one LAN: not before the VM stands still.
+  assert.ok(made.every((line) => !line.endsWith(' up') && !line.includes('route')));
+  assert.deepEqual(atHome.turn.flatMap(linesOf), [
+    'ip route replace 10.4.0.10/32 via 192.0.2.9 dev wan0',
+    'ip link set dev vipmabcdef01n0 up',
+  ]);
+  const there = planDestination(routed);
+  const gateway = linesOf(there.before[0]?.run);
+  assert.ok(gateway.includes('ip link set dev vipbabcdef01n0 address 02:00:0a:00:00:01'));
+  assert.ok(gateway.every((line) => !line.includes('ip route') && !line.includes('vxlan')));
+  assert.deepEqual(there.turn.flatMap(linesOf), ['ip route replace 10.4.0.10/32 dev vipbabcdef01n0']);
+  assert.deepEqual(
+    [0, 1].map((index) => bridgeFor(routed, index)),
+    ['vipbabcdef01n0', undefined],
+  );
+});
+
+test('a host route of a VM that stays after all leads to it again', () => {
+  const home = ['ip link set dev vipmabcdef01n0 down', 'ip route flush exact 10.4.0.10/32'];
+  assert.deepEqual(planSource(routed).turnBack.flatMap(linesOf), home);
+  const away = planSource({ ...routed, isAway: true });
+  assert.deepEqual(away.before, []);
+  assert.deepEqual(away.turn.flatMap(linesOf), ['ip route flush exact 10.4.0.10/32 dev vipbabcdef01n0']);
+  assert.deepEqual(away.turnBack.flatMap(linesOf), ['ip route replace 10.4.0.10/32 dev vipbabcdef01n0']);
+});
+
+test('a VM with a host route that comes home is heard there, and its stand-in is not', () => {
+  const { tunnel: _none, ...home } = routed;
+  assert.deepEqual(planDestination(home).turn.flatMap(linesOf), [
+    `bridge fdb replace ${last.mac} dev vipabcdef01n0 master dynamic`,
+    'ip link set dev vipmabcdef01n0 down',
+    'ip route flush exact 10.4.0.10/32',
+  ]);
+  assert.deepEqual(planHomeTurn(routed).flatMap(linesOf), planSource(routed).turn.flatMap(linesOf));
+});
+
+test('the first step of a way is read from what ip says', () => {
+  assert.deepEqual(parseHop('[{"dst":"192.0.2.2","gateway":"192.0.2.9","dev":"wan0"}]'), {
+    device: 'wan0',
+    via: '192.0.2.9',
+  });
+  assert.deepEqual(parseHop('[{"dst":"192.0.2.2","dev":"eth0"}]'), { device: 'eth0' });
+  assert.equal(parseHop('[]'), undefined);
 });

@@ -27,12 +27,14 @@ export {
   type Handoff,
   type HandoffPlan,
   type HandoffStep,
-  knowAway,
+  keepsAddress,
   planAwayEndRemoval,
   planDestination,
   planHomeEnd,
+  planHomeTurn,
   planSource,
 } from './handoff-plan.ts';
+export { type Hop, hopCommand, parseHop } from './host-route-plan.ts';
 export { type Link, listLinksCommand, parseLinks } from './links.ts';
 export { monitorLines, mptcpMonitorCommand } from './monitor-process.ts';
 export { type MptcpEvent, parseMptcpEvent } from './mptcp-monitor.ts';

@@ -36,6 +36,7 @@ export interface TunnelRequest extends Tunnel {
 
 const mostVni = 2 ** 24 - 1;
 const ownTunnel = /^vipx[0-9a-f]{6}$/;
+const ownStandIn = /^vipm[0-9a-f]{8}n[0-9]{1,2}$/;
 const ownBridge = /^vipb[0-9a-f]{8}n[0-9]{1,2}$/;
 
 export const newVni = (): number => 1 + Math.floor(Math.random() * mostVni);
@@ -99,12 +100,13 @@ export function planIsolation(
   };
 }
 
-/** Tunnels and bridges of this cloudlet, by VM. */
+/** Tunnels, bridges and stand-ins of this cloudlet, by VM. */
 export function ownTunnelDevices(links: readonly Link[], owner: Uuid): { link: Link; vmId: Uuid }[] {
   const beginning = aliasOf(owner, '');
   return links.flatMap((link) => {
     const isOurs =
       (link.kind === 'vxlan' && ownTunnel.test(link.name)) ||
+      (link.kind === 'macvlan' && ownStandIn.test(link.name)) ||
       (link.kind === 'bridge' && ownBridge.test(link.name));
     if (!isOurs || !link.alias?.startsWith(beginning)) return [];
     return [{ link, vmId: link.alias.slice(beginning.length) }];
@@ -116,7 +118,7 @@ function requireVni(vni: number): number {
   throw refusal('vni', vni, `1 to ${mostVni}`);
 }
 
-function requireAddress(field: string, address: string): string {
+export function requireAddress(field: string, address: string): string {
   if (isIPv4(address)) return address;
   throw refusal(field, address, 'an IPv4 address');
 }

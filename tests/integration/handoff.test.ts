@@ -45,7 +45,7 @@ const vmId = newId();
 const macs = ['02:00:00:00:01:00', '02:00:00:00:01:01'] as const;
 const port = 7002;
 /** Tunnels and bridges of single VMs; taps are called `vip` as well. */
-const isolated = /^(vipx[0-9a-f]{6}|vipb[0-9a-f]{8}n\d+)(?=[@ ])/;
+const isolated = /^(vipx[0-9a-f]{6}|vip[bm][0-9a-f]{8}n\d+)(?=[@ ])/;
 type SiteName = 'c1' | 'c2';
 
 let lab: Lab;
@@ -147,13 +147,14 @@ function plansOf(
     last: { ...last, mac: macs[serving]! },
     ...(next ? { next: { ...next, mac: macs[waiting]! } } : {}),
     gatewayMac: lab.site(from).gatewayMac,
+    hop: { device: `wan-${to}`, via: lab.layout.links[0]!.addresses[from === 'c1' ? 1 : 0]! },
   };
   const [vni, near, far] = [newVni(), lab.site(from).address, lab.site(to).address];
   const [here, there] = [
     { ...common, tunnel: { vni, local: near, remote: far } },
     { ...common, tunnel: { vni, local: far, remote: near } },
   ];
-  return { there, source: planSource(here), destination: planDestination(there) };
+  return { here, there, source: planSource(here), destination: planDestination(there) };
 }
 
 async function handOff(
@@ -401,6 +402,38 @@ test(
     await undoAt('c2', undoesOf(destination.before));
     await flows(onward);
     await finish(onward);
+    assert.deepEqual(await devicesOfBoth(), [[], []]);
+  },
+);
+
+test(
+  'a host route carries plain TCP there and back, also from a neighbour in its LAN',
+  options,
+  async (context) => {
+    await serve(context, probe);
+    const last = placeAt('c1', 10);
+    const client = await connect(context, probe, last);
+    const { here, there, source, destination } = plansOf('host-route', 'c1', 'c2', 0, last);
+    for (const step of destination.before) await doAt('c2', step.run);
+    for (const step of source.before) await doAt('c1', step.run);
+    await flows(client);
+    await move('c1', 'c2', there);
+    for (const action of source.turn) await doAt('c1', action);
+    for (const action of destination.turn) await doAt('c2', action);
+    await flows(client);
+    const near = await ping(lab, 'c2', hostOf(last), '-c', '3', '-i', '0.2');
+    assert.ok(near.received > 0 && near.minMs < 18, JSON.stringify(near));
+    // The phone is at home, and the guest asks it for its MAC as if it still were.
+    assert.ok((await ping(lab, 'phone', hostOf(last), '-c', '3', '-i', '0.2')).received > 0);
+    await move('c2', 'c1', { ...there, continuity: 'none' });
+    const { tunnel: _none, ...home } = here;
+    for (const action of planDestination(home).turn) await doAt('c1', action);
+    for (const action of planSource({ ...there, isAway: true }).turn) await doAt('c2', action);
+    await flows(client);
+    await undoAt('c1', undoesOf(source.before));
+    await undoAt('c2', undoesOf(destination.before));
+    await flows(client);
+    await finish(client);
     assert.deepEqual(await devicesOfBoth(), [[], []]);
   },
 );

@@ -113,6 +113,7 @@ export function makeSource(
         else meter.sample();
         inTouch.keep(state.name === 'copying');
         doubt.note(isSourceInDoubt(state));
+        if (state.name === 'withdrawing') void networks.source.turnBack(id);
         tell.state(state.name);
         if (!isSourceOver(state) || isOver) return;
         isOver = true;

@@ -9,9 +9,10 @@ import {
   type Action,
   bridgeFor,
   type Handoff,
-  knowAway,
+  keepsAddress,
   planDestination,
   planHomeEnd,
+  planHomeTurn,
 } from '../../network/index.ts';
 import type { Managed } from '../vms/registry.ts';
 import { perform, performAnyway, turnFrames } from './effects.ts';
@@ -52,7 +53,7 @@ export class DestinationNetworks {
       peer,
       handoff,
       place: place ?? attachment.place,
-      ...(question.continuity === 'stretch' && home ? { home } : {}),
+      ...(keepsAddress(question.continuity) && home ? { home } : {}),
       expiresAt: this.#deadline(),
     };
     store.handoffs.put(record);
@@ -85,18 +86,28 @@ export class DestinationNetworks {
     askedBy: Uuid,
   ): Promise<PreparedNetwork> {
     if (!tunnel) return answer;
+    const { store, guard, hopTo } = this.#parts;
     const peer = { id: tunnel.cloudletId, name: tunnel.name };
-    this.#parts.store.handoffs.put({ id, vmId, role: 'home', peer, askedBy, handoff });
-    await this.#parts.guard();
-    await this.#perform(planHomeEnd(handoff, handoff.tunnel!).run);
+    const isRouted = handoff.continuity === 'host-route';
+    const full = isRouted ? { ...handoff, hop: await hopTo(tunnel.address) } : handoff;
+    const hasStandIn =
+      isRouted && this.#homesOf(vmId).some((each) => each.handoff.continuity === 'host-route');
+    store.handoffs.put({ id, vmId, role: 'home', peer, askedBy, handoff: full });
+    await guard();
+    if (!hasStandIn) await this.#perform(planHomeEnd(full).run);
     return answer;
   }
 
-  /** The VM stands still at the source: its frames wait here. */
+  /** The VM stands still at the source: its frames wait here, or are sent on to where it will run. */
   async turn(id: Uuid): Promise<void> {
     const record = this.#parts.store.handoffs.get(id);
+    if (record?.role === 'home') return turnFrames(this.#parts, id, planHomeTurn(record.handoff));
     if (record?.role !== 'destination') return;
     await turnFrames(this.#parts, id, planDestination(record.handoff).turn);
+  }
+
+  #homesOf(vmId: Uuid): HandoffRecord[] {
+    return this.#parts.store.handoffs.all().filter((each) => each.vmId === vmId && each.role === 'home');
   }
 
   /** Gives up what was prepared, for one that may; nothing there is no error. */
@@ -104,18 +115,22 @@ export class DestinationNetworks {
     const { store, leases } = this.#parts;
     const record = store.handoffs.get(id);
     if (!record || record.role === 'source' || record.role === 'away') return;
-    await this.#anyway(record, undoOf(record), undefined);
     const { handoff, vmId } = record;
+    const others = this.#homesOf(vmId).filter((each) => each.id !== id);
+    const isRouted = ({ handoff: { continuity } }: HandoffRecord) => continuity === 'host-route';
+    // The stand-in of a VM is one, wherever it is.
+    const goesOn = record.role === 'home' && isRouted(record) && others.some(isRouted);
+    if (!goesOn) await this.#anyway(record, undoOf(record), undefined);
     if (record.role === 'destination' && handoff.next) {
       const network = this.#networkOf(handoff.bridge);
       if (network) leases.release(network, vmId, handoff.next);
     }
     store.handoffs.delete(id);
-    // A VM that goes on from there to another cloudlet is still away.
-    if (record.role !== 'home') return;
-    if (store.handoffs.all().some((each) => each.vmId === vmId && each.role === 'home'))
-      await this.#perform({ kind: 'host', commands: [knowAway(handoff.bridge, handoff.last)] });
-    else leases.releaseAll(vmId);
+    // A VM that goes on from there to another cloudlet, or does not come home after all, is still away.
+    const away = others.at(-1);
+    if (away && (record.role === 'home' || isRouted(away)))
+      for (const action of planHomeTurn(away.handoff)) await this.#perform(action);
+    else if (record.role === 'home') leases.releaseAll(vmId);
   }
 
   /** The VM begins to come: what is reserved for it stays until its migration ends. */
@@ -190,7 +205,7 @@ export class DestinationNetworks {
   }
 
   #reserve({ continuity, network, vmId, device }: PrepareNetwork): Place | undefined {
-    if (continuity === 'stretch') return undefined;
+    if (keepsAddress(continuity)) return undefined;
     return this.#parts.leases.reserve({
       network,
       vmId,
@@ -254,10 +269,6 @@ export class DestinationNetworks {
 
 function undoOf({ role, handoff }: HandoffRecord): Action[] {
   const steps =
-    role === 'home'
-      ? handoff.tunnel
-        ? [planHomeEnd(handoff, handoff.tunnel)]
-        : []
-      : planDestination(handoff).before;
+    role === 'home' ? (handoff.tunnel ? [planHomeEnd(handoff)] : []) : planDestination(handoff).before;
   return steps.toReversed().flatMap(({ undo }) => (undo ? [undo] : []));
 }

@@ -76,6 +76,8 @@ export function guardedBy(
       return [{ tap: tapName(id, index), mac, ...(isGiven ? { addresses: ipv4 } : {}) }];
     });
   });
-  const tunnelRemotes = handoffs.flatMap(({ handoff }) => (handoff.tunnel ? [handoff.tunnel.remote] : []));
+  const tunnelRemotes = handoffs.flatMap(({ handoff: { tunnel, continuity } }) =>
+    tunnel && continuity !== 'host-route' ? [tunnel.remote] : [],
+  );
   return { taps, tunnelRemotes };
 }

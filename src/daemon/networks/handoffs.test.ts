@@ -36,6 +36,8 @@ class Site {
   readonly store: Store;
   /** Devices that were added and not deleted. */
   readonly devices = new Set<string>(['lan0']);
+  /** To single addresses, and whereto. */
+  readonly routes = new Map<string, string>();
   fails: RegExp | undefined;
 
   constructor(world: World, number: number, directory: string) {
@@ -62,6 +64,7 @@ class Site {
       bridgeOf: () => 'lan0',
       networkOf: () => 'lan',
       gatewayMacOf: async () => `02:00:0a:00:00:0${number}`,
+      hopTo: async (address) => ({ device: 'wan0', via: address }),
       ask: async (peerId, id, question) =>
         world.site(peerId).destination.prepare(id, question as never, { id: this.id, name: this.name }),
       giveBack: async (peerId, id) => world.site(peerId).destination.drop(id),
@@ -77,8 +80,13 @@ class Site {
     if (line === 'ip -j link show')
       return { stdout: JSON.stringify([...this.devices].map((ifname) => ({ ifname }))) };
     const [, , verb, , name] = command;
+    if (line.startsWith('ip route replace')) this.routes.set(command[3]!, command.slice(4).join(' '));
+    if (line.startsWith('ip route flush exact')) this.routes.delete(command[4]!);
     if (line.startsWith('ip link add')) this.devices.add(name!);
-    if (verb === 'delete' && line.startsWith('ip link')) this.devices.delete(name!);
+    if (verb === 'delete' && line.startsWith('ip link')) {
+      this.devices.delete(name!);
+      for (const [to, way] of this.routes) if (way.endsWith(`dev ${name}`)) this.routes.delete(to);
+    }
     return { stdout: '' };
   }
 
@@ -148,6 +156,7 @@ class World {
   async handOff(from: Site, to: Site, wanted?: Continuity): Promise<Continuity | undefined> {
     const [id, chosen] = await this.prepare(from, to, wanted);
     to.destination.taken(id);
+    await from.source.turn(id);
     const settled = to.destination.settle(id, this.managed.record.spec);
     this.managed = { ...this.managed, record: { ...this.managed.record, ...settled } };
     await to.destination.arrived(id, this.managed);
@@ -233,6 +242,46 @@ test('a stretched LAN follows its VM along a chain, and all of it goes when the 
   assert.deepEqual(c3.left, ['away', 'vipb', 'vipx']);
   assert.equal(await world.handOff(c3, c1, 'stretch'), 'stretch');
   assert.equal(world.managed.record.attachment?.home, undefined);
+  assert.deepEqual([c1.left, c2.left, c3.left], [['10.1.0.10'], [], []]);
+});
+
+test('a host route follows its VM along a chain and home, and a move that fails leaves it where the VM is', async () => {
+  const address = '10.1.0.10/32';
+  const bridge = `dev vipb${world.managed.record.id.slice(0, 8)}n0`;
+  const leadsTo = () => [c1, c2, c3].map(({ routes }) => routes.get(address));
+  const failFrom = async (from: Site, to: Site) => {
+    const [id] = await world.prepare(from, to, 'host-route');
+    await from.source.turn(id);
+    await from.source.turnBack(id);
+    await from.source.stayed(id, world.managed);
+  };
+  await failFrom(c1, c2);
+  assert.deepEqual([leadsTo(), c1.left, c2.left], [[undefined, undefined, undefined], ['10.1.0.10'], []]);
+  assert.equal(await world.handOff(c1, c2, 'host-route'), 'host-route');
+  const atC2 = ['via 192.0.2.2 dev wan0', bridge, undefined];
+  assert.deepEqual(leadsTo(), atC2);
+  assert.deepEqual(
+    [c1.left, c2.left],
+    [
+      ['10.1.0.10', 'home', 'vipm'],
+      ['away', 'vipb'],
+    ],
+  );
+  await failFrom(c2, c3);
+  await failFrom(c2, c1);
+  assert.deepEqual([leadsTo(), c3.left], [atC2, []]);
+  assert.deepEqual(
+    [c1.left, c2.left],
+    [
+      ['10.1.0.10', 'home', 'vipm'],
+      ['away', 'vipb'],
+    ],
+  );
+  assert.equal(await world.handOff(c2, c3, 'host-route'), 'host-route');
+  assert.deepEqual(leadsTo(), ['via 192.0.2.3 dev wan0', undefined, bridge]);
+  assert.deepEqual([c1.left, c2.left, c3.left], [['10.1.0.10', 'home', 'vipm'], [], ['away', 'vipb']]);
+  await world.handOff(c3, c1, 'host-route');
+  assert.deepEqual(leadsTo().slice(0, 2), [undefined, undefined]);
   assert.deepEqual([c1.left, c2.left, c3.left], [['10.1.0.10'], [], []]);
 });
 

@@ -3,7 +3,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { Uuid } from '../../model/ids.ts';
-import type { Run } from '../../network/index.ts';
+import type { Hop, Run } from '../../network/index.ts';
 import type { EventLog } from '../events.ts';
 import type { Store } from '../store/index.ts';
 import type { Leases } from './leases.ts';
@@ -27,6 +27,8 @@ export interface HandoffParts {
   networkOf: (bridge: string) => string | undefined;
   /** The MAC of the bridge if it is the gateway of its LAN. */
   gatewayMacOf: (bridge: string, gateway: string) => Promise<string | undefined>;
+  /** The first step of the way to that address. Errors: `unsupported` where there is none. */
+  hopTo: (address: string) => Promise<Hop>;
   /** Asks a peer to prepare. Errors: as the peer answers, and `peer_unreachable`. */
   ask: (
     peerId: Uuid,

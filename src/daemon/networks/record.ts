@@ -8,7 +8,7 @@ export interface HandoffRecord {
   id: Uuid;
   vmId: Uuid;
   /**
-   * `source` and `destination` of a migration; afterwards, as long as a LAN is stretched, `home` (whose LAN it is) and
+   * `source` and `destination` of a migration; afterwards, as long as a VM keeps its address, `home` (whose LAN it is of) and
    * `away` (where the VM is).
    */
   role: 'source' | 'destination' | 'home' | 'away';

@@ -12,12 +12,16 @@ import type { Attachment, VmSpec } from '../../model/vm.ts';
 import {
   type CloudletNetwork,
   findNetwork,
+  type Hop,
+  hopCommand,
   type Link,
   listLinksCommand,
   ownTunnelDevices,
+  parseHop,
   parseLinks,
   planDestination,
   planHomeEnd,
+  planHomeTurn,
   type Run,
 } from '../../network/index.ts';
 import type { Config } from '../config.ts';
@@ -82,6 +86,7 @@ export class Networks {
       networkOf: (bridge) =>
         config.networks.find((each) => each.kind === 'bridge' && each.bridge === bridge)?.name,
       gatewayMacOf: (bridge, gateway) => this.#gatewayMacOf(bridge, gateway),
+      hopTo: (address) => this.#hopTo(address),
       ask: (peerId, id, question, signal) => this.#ask(peerId, id, question, signal),
       giveBack: (peerId, id) => this.#giveBack(peerId, id),
       tellTurn: (peerId, id) => this.#tellTurn(peerId, id),
@@ -179,10 +184,14 @@ export class Networks {
     if (!tunnel) return;
     const links = await this.#links();
     const present = ownTunnelDevices(links, handoff.owner).filter(({ vmId }) => vmId === record.vmId);
-    if (present.some(({ link }) => link.kind === 'vxlan')) return;
-    const steps = role === 'home' ? [planHomeEnd(handoff, tunnel)] : planDestination(handoff).before;
+    const isRouted = handoff.continuity === 'host-route';
+    const kind = !isRouted ? 'vxlan' : role === 'home' ? 'macvlan' : 'bridge';
+    if (present.some(({ link }) => link.kind === kind)) return;
+    const { before, turn } = planDestination(handoff);
+    const [steps, turns] = role === 'home' ? [[planHomeEnd(handoff)], planHomeTurn(handoff)] : [before, turn];
+    const actions = [...steps.map((step) => step.run), ...(isRouted ? turns : [])];
     const signal = AbortSignal.timeout(askTimeoutMs);
-    for (const { run: action } of steps)
+    for (const action of actions)
       await perform(action, { run: this.#options.run, machine: undefined, signal });
   }
 
@@ -210,6 +219,14 @@ export class Networks {
     const { stdout } = await this.#options.run('ip', args, { signal: AbortSignal.timeout(askTimeoutMs) });
     const isGateway = stdout.includes(`"local":"${gateway}"`);
     return isGateway ? (await this.#links()).find(({ name }) => name === bridge)?.mac : undefined;
+  }
+
+  async #hopTo(address: string): Promise<Hop> {
+    const [program, ...args] = hopCommand(address);
+    const { stdout } = await this.#options.run(program, args, { signal: AbortSignal.timeout(askTimeoutMs) });
+    const hop = parseHop(stdout);
+    if (hop) return hop;
+    throw new AppError('unsupported', `No route of this host leads to ${address}`, { missing: 'route' });
   }
 
   async #ask(

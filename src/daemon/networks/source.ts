@@ -8,6 +8,7 @@ import type { Attachment, Continuity, Place } from '../../model/vm.ts';
 import {
   type Handoff,
   type HandoffStep,
+  keepsAddress,
   newVni,
   planAwayEndRemoval,
   planSource,
@@ -84,12 +85,22 @@ export class SourceNetworks {
     const record = store.handoffs.get(id);
     if (record?.role !== 'source' || record.handoff.continuity === 'none') return;
     const { peer, handoff } = record;
+    const isRouted = handoff.continuity === 'host-route';
+    const homes =
+      isRouted && record.home && record.home.cloudletId !== peer.id ? [record.home.cloudletId] : [];
     await Promise.all([
-      tellTurn(peer.id, id).catch((error) =>
-        this.#parts.log.warn({ err: error, migrationId: id }, notTurned),
+      ...[peer.id, ...homes].map((each) =>
+        tellTurn(each, id).catch((error) => this.#parts.log.warn({ err: error, migrationId: id }, notTurned)),
       ),
       turnFrames(this.#parts, id, planSource(handoff).turn),
     ]);
+  }
+
+  /** The VM runs here again after it had stood still. */
+  async turnBack(id: Uuid): Promise<void> {
+    const record = this.#parts.store.handoffs.get(id);
+    if (record?.role !== 'source') return;
+    await turnFrames(this.#parts, id, planSource(record.handoff).turnBack);
   }
 
   /** The VM has left: what it needed here goes; a LAN that is stretched to it stays. */
@@ -100,9 +111,9 @@ export class SourceNetworks {
     const { handoff, vmId } = record;
     await this.#anyway(record, planSource(handoff).after, undefined);
     await this.#leaveAway(record);
-    if (handoff.continuity === 'stretch' && handoff.tunnel && !record.home)
+    if (keepsAddress(handoff.continuity) && handoff.tunnel && !record.home)
       return store.handoffs.put({ ...record, role: 'home' });
-    if (!record.home || handoff.continuity !== 'stretch') leases.releaseAll(vmId);
+    if (!record.home || !keepsAddress(handoff.continuity)) leases.releaseAll(vmId);
     store.handoffs.delete(id);
   }
 
@@ -129,10 +140,10 @@ export class SourceNetworks {
       ...(device === undefined ? {} : { device }),
     };
     const own = this.#parts.self();
-    const isHomecoming = continuity === 'stretch' && home?.cloudletId === peer.id;
+    const isHomecoming = keepsAddress(continuity) && home?.cloudletId === peer.id;
     const wantsTunnel = continuity !== 'none' && !isHomecoming;
     // The tunnel leads from the destination to the LAN that is stretched: in pre-join its own, else that of the home.
-    const other = continuity === 'stretch' && home ? home : { cloudletId: own.id, name: own.name };
+    const other = keepsAddress(continuity) && home ? home : { cloudletId: own.id, name: own.name };
     const vni = newVni();
     const otherAddress =
       wantsTunnel && other.cloudletId !== own.id
@@ -149,8 +160,10 @@ export class SourceNetworks {
       const far = { vni, address: answer.tunnelAddress!, cloudletId: peer.id, name: peer.name };
       await ask(other.cloudletId, id, { ...question, role: 'home', tunnel: far }, signal);
     }
+    const isRoutedHere = continuity === 'host-route' && wantsTunnel && other.cloudletId === own.id;
     const full: Handoff = {
       ...handoff,
+      ...(isRoutedHere ? { hop: await this.#parts.hopTo(answer.tunnelAddress!) } : {}),
       ...(answer.place ? { next: this.#nextPlace(handoff, spec.nets, answer.place) } : {}),
       ...(wantsTunnel && other.cloudletId === own.id
         ? { tunnel: { vni, local: own.tunnelAddress!, remote: answer.tunnelAddress! } }
@@ -180,7 +193,13 @@ export class SourceNetworks {
     const away = this.#away(vmId, store.handoffs.all());
     const bridge = bridgeOf(network);
     const gatewayMac = away ? away.handoff.gatewayMac : await gatewayMacOf(bridge, place.gateway);
-    if (continuity !== 'stretch' && waiting === undefined)
+    if (continuity === 'host-route' && gatewayMac === undefined)
+      throw new AppError(
+        'unsupported',
+        `The gateway of ${network} is not this cloudlet, so no route to the VM alone can be set`,
+        { missing: `gateway of network ${network}` },
+      );
+    if (!keepsAddress(continuity) && waiting === undefined)
       throw new AppError(
         'unsupported',
         `The VM has one interface, but '${continuity}' wants one that waits`,
@@ -197,6 +216,7 @@ export class SourceNetworks {
       ...(waiting === undefined ? {} : { waiting }),
       last: { ...place, mac },
       ...(gatewayMac === undefined ? {} : { gatewayMac }),
+      ...(away ? { isAway: true as const } : {}),
     };
   }
 
@@ -209,6 +229,7 @@ export class SourceNetworks {
     const record = store.handoffs.get(id);
     if (record?.role !== 'source') return;
     const before = planSource(record.handoff).before.slice(0, record.begun ?? 0);
+    await this.#anyway(record, planSource(record.handoff).turnBack, undefined);
     const undoes = before.toReversed().flatMap(({ undo }: HandoffStep) => (undo ? [undo] : []));
     await this.#anyway(record, undoes, managed);
     const others = new Set([record.peer.id, ...(record.home ? [record.home.cloudletId] : [])]);
@@ -225,8 +246,7 @@ export class SourceNetworks {
     const { store, giveBack, log } = this.#parts;
     const away = this.#away(vmId, store.handoffs.all());
     if (!away) return;
-    const { owner, serving, tunnel } = away.handoff;
-    const commands = planAwayEndRemoval(owner, vmId, serving, tunnel!.vni);
+    const commands = planAwayEndRemoval(away.handoff);
     await this.#anyway(away, [{ kind: 'host', commands }], undefined);
     // A home that takes the VM in does so by itself.
     if (away.home && away.home.cloudletId !== peer.id)

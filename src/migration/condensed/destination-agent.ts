@@ -81,6 +81,8 @@ export interface DestinationAgentOptions {
   remember?: ((digests: Buffer) => void) | undefined;
   /** Missing where nothing is relayed. */
   merging?: Merging | undefined;
+  /** What goes on, for those who look where time goes. */
+  onStep?: (step: string) => void;
 }
 
 /** What the destination of a relayed migration needs beside the link. */
@@ -322,6 +324,7 @@ export class DestinationAgent {
     const bytes = await decompress(body.subarray(8), { maxOutputLength: tailBytes + pendingBytes + 1 });
     if (bytes.length !== tailBytes + pendingBytes) throw agentError('a tail of another size');
     this.#tail = bytes.subarray(0, tailBytes);
+    this.#options.onStep?.('tail');
     if (pendingBytes > 0)
       this.#missing.addAll(PageSet.fromBytes(this.#table!.pages, bytes.subarray(tailBytes)));
     if (this.#hello!.mode === 'postcopy' && this.#missing.size > 0) await this.#switch(this.#tail);
@@ -340,6 +343,7 @@ export class DestinationAgent {
     const devices = postcopyPackage(devicesOf(tail), lastPing);
     this.#state = 'lacking';
     await this.#feed!.between(Buffer.concat([...discards, ping(2), devices]));
+    this.#options.onStep?.('devices given');
   }
 
   async #perhapsFinish(): Promise<void> {

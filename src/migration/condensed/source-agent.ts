@@ -56,6 +56,8 @@ export interface SourceAgentOptions {
   /** With relays that are open. Missing where nothing is relayed. */
   divider?: Divider | undefined;
   statistics: EngineStatistics;
+  /** What goes on, for those who look where time goes. */
+  onStep?: (step: string, facts?: Record<string, number>) => void;
 }
 
 const compress = promisify(zstdCompress);
@@ -354,6 +356,8 @@ export class SourceAgent {
   async #sendTail(): Promise<void> {
     this.#flush();
     const isPostcopy = this.#state === 'draining';
+    const { onStep } = this.#options;
+    onStep?.('stream ended', { pendingPages: this.#pending.size });
     if (isPostcopy) {
       for (const [first, count] of this.#unseen.runs()) this.#pending.addRange(first, count);
       await this.#sendHot();
@@ -368,6 +372,7 @@ export class SourceAgent {
     sizes.writeUInt32BE(pending.length, 4);
     const packed = await compress(Buffer.concat([tail, pending]));
     this.#outbox.send(encodeFrame(frame.tail, sizes, packed));
+    onStep?.('tail', { tailBytes: tail.length, packedBytes: packed.length, hotPages: this.#warm.length });
     if (isPostcopy) this.#beginDivision();
   }
 
