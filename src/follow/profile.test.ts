@@ -58,6 +58,16 @@ test('after 20 migrations the median error is below 25 %, where the model alone 
   }
 });
 
+test('what a downtime has beside the last bytes is learned apart from these', () => {
+  const query = { ...migrationOf(0), modelDowntimeMs: 100 };
+  const past = [...Array(20)].map((_, i) => {
+    const lastBytesMs = 10 * i;
+    const [modelDowntimeMs, downtimeMs] = [80 + lastBytesMs, 200 + lastBytesMs];
+    return { ...query, migrationId: String(i), modelDowntimeMs, downtimeMs };
+  });
+  assert.equal(correct(query, past).downtimeMs, 220);
+});
+
 test('a link that changes for good is learned anew', () => {
   const query = migrationOf(0);
   const was = (times: number, i: number) => ({

@@ -1,8 +1,10 @@
 /**
  * Forecasts that learn (thesis, 4.7): the analytic model of pre-copy says what a migration costs, and what finished
- * migrations came to corrects it. The correction is a factor: the weighted median of (measured / model) over past
- * migrations, each weighing more the more it is like this one and the newer it is. The model itself takes part with a
- * fixed weight, so that one odd migration does not carry the forecast away. Pure.
+ * migrations came to corrects it. For the total time the correction is a factor, the weighted median of
+ * (measured / model) over past migrations; for the downtime it is a term, that of (measured - model), for what the model
+ * does not know of it (devices, agents, a busy host) is there however long the last bytes take. A migration weighs more
+ * the more it is like this one and the newer it is. The model itself takes part with a fixed weight, so that one odd
+ * migration does not carry the forecast away. Pure.
  */
 import type { ProfileSample } from '../model/follow.ts';
 import type { Uuid } from '../model/ids.ts';
@@ -45,22 +47,16 @@ export function correct(query: ProfileQuery, samples: readonly ProfileSample[]):
       weight: likeness(query, sample) * (1 - forgetting) ** (samples.length - 1 - index),
     }))
     .filter(({ weight }) => weight > 0.01);
-  const factor = (measured: (sample: ProfileSample) => number, model: (sample: ProfileSample) => number) =>
+  const learned = (of: (sample: ProfileSample) => number) =>
     weightedMedian([
       { value: 0, weight: modelWeight },
-      ...weighed.map(({ sample, weight }) => ({ value: logRatio(measured(sample), model(sample)), weight })),
+      ...weighed.map(({ sample, weight }) => ({ value: of(sample), weight })),
     ]);
-  const total = factor(
-    (each) => each.totalMs,
-    (each) => each.modelTotalMs,
-  );
-  const downtime = factor(
-    (each) => each.downtimeMs,
-    (each) => each.modelDowntimeMs,
-  );
+  const factor = Math.exp(learned((each) => logRatio(each.totalMs, each.modelTotalMs)));
+  const termMs = learned((each) => each.downtimeMs - each.modelDowntimeMs);
   return {
-    totalMs: Math.round(query.modelTotalMs * Math.exp(total)),
-    downtimeMs: Math.round(query.modelDowntimeMs * Math.exp(downtime)),
+    totalMs: Math.round(query.modelTotalMs * factor),
+    downtimeMs: Math.max(1, Math.round(query.modelDowntimeMs + termMs)),
     learnedFrom: weighed.length,
   };
 }

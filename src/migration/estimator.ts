@@ -41,6 +41,8 @@ const deviceStateMs = 60;
 const setUpRoundTrips = 4;
 /** QEMU gives up no round by itself; beyond this nobody would wait. */
 const mostRounds = 50;
+/** Of memory that is sent while the VM stands still, in a mode that can leave the rest for later. */
+const shortPauseMs = 40;
 /** Rounds that a hybrid sends before it goes over to post-copy. */
 const hybridRounds = 2;
 
@@ -70,7 +72,8 @@ export function estimate(input: EstimateInput): Estimate {
   const finishesAs = converges || mode === 'precopy' ? 'precopy' : 'postcopy';
   memorySent += left;
   // In post-copy only the devices travel while the VM stands still; a release behind them saves the round trip.
-  const lastBytesMs = finishesAs === 'precopy' ? left / bytesPerMs : 0;
+  const restMs = finishesAs === 'precopy' ? left / bytesPerMs : 0;
+  const lastBytesMs = mode === 'precopy' ? restMs : Math.min(restMs, shortPauseMs);
   const downtimeMs = lastBytesMs + deviceStateMs + rttMs;
   const bytes = diskBytes + memorySent;
   return {
