@@ -45,7 +45,10 @@ export async function viperWay(): Promise<ViperWay> {
       [from, to].map((side) => path.join(side.directory, 'vms', id, 'console.log')),
     );
     const requestedAt = performance.now();
-    const operation = await from.viper.migrateVm({ ...vm, body: { to: to.name, mode: 'precopy' } });
+    const operation = await from.viper.migrateVm({
+      ...vm,
+      body: { to: to.name, mode: 'precopy', engine: 'direct' },
+    });
     await from.viper.wait(operation);
     const totalMs = performance.now() - requestedAt;
     await sleep(settleMs);

@@ -4,7 +4,8 @@ import { chooseEngine } from './engine-policy.ts';
 
 const facts = {
   wanted: 'auto',
-  mode: 'auto',
+  mode: undefined,
+  canPostcopy: true,
   channels: 0,
   linkBps: undefined,
   limitBps: undefined,
@@ -26,11 +27,22 @@ test('left to itself it condenses, unless the link is faster than that', () => {
 });
 
 test('a QEMU whose memory cannot be read does its post-copy itself', () => {
-  const old = { ...facts, qemuVersion: '7.2.15', sets: ['image:sha256:00'] };
+  const old = { ...facts, mode: 'auto', qemuVersion: '7.2.15', sets: ['image:sha256:00'] } as const;
   assert.equal(chooseEngine(old).engine, 'direct');
-  const choice = chooseEngine({ ...old, mode: 'precopy' });
-  assert.equal(choice.engine, 'condensed');
+  const choice = chooseEngine({ ...old, mode: undefined });
+  assert.deepEqual([choice.engine, choice.mode], ['condensed', 'precopy']);
   assert.match(choice.reason, /hold nothing/);
+});
+
+test('the mode is auto where a post-copy can be taken back, unless one is asked for', () => {
+  const modeOf = (change: Partial<Parameters<typeof chooseEngine>[0]>) =>
+    chooseEngine({ ...facts, ...change }).mode;
+  assert.equal(modeOf({}), 'auto');
+  assert.equal(modeOf({ wanted: 'condensed' }), 'auto');
+  assert.equal(modeOf({ canPostcopy: false }), 'precopy');
+  assert.equal(modeOf({ linkBps: 10e9 }), 'precopy', 'direct');
+  assert.equal(modeOf({ wanted: 'relayed' }), 'postcopy');
+  assert.equal(modeOf({ mode: 'hybrid' }), 'hybrid');
 });
 
 test('the reason names the rate that decided, and what need not travel', () => {

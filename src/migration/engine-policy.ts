@@ -1,4 +1,4 @@
-/** Which engine carries a VM, when that is left to us, and why. Pure. */
+/** Which engine carries a VM, and in which mode, when that is left to us, and why. Pure. */
 import type { MigrationEngine, MigrationMode } from '../model/migration.ts';
 import type { SetName } from '../pages/index.ts';
 
@@ -12,13 +12,17 @@ const slowShare = 4;
 
 export interface EngineChoice {
   engine: MigrationEngine;
+  mode: MigrationMode;
   /** For people. */
   reason: string;
 }
 
 export interface EngineFacts {
   wanted: MigrationEngine | 'auto';
-  mode: MigrationMode;
+  /** Missing where it is left to us. */
+  mode: MigrationMode | undefined;
+  /** The destination's host lets QEMU fetch pages when the guest asks for them. */
+  canPostcopy: boolean;
   channels: number;
   /** As measured in an earlier migration to the same peer, if there was one. */
   linkBps: number | undefined;
@@ -32,10 +36,22 @@ export interface EngineFacts {
 }
 
 export function chooseEngine(facts: EngineFacts): EngineChoice {
-  const { wanted, mode, channels, linkBps, limitBps, qemuVersion, sets, uplinkBps = 0 } = facts;
+  const isReadable = Number.parseInt(facts.qemuVersion, 10) >= readableSinceMajor;
+  const { engine, reason } = choose(facts, isReadable);
+  const canPostcopy = isReadable && facts.canPostcopy && facts.channels === 0;
+  return { engine, reason, mode: facts.mode ?? modeFor(engine, canPostcopy) };
+}
+
+/** QEMU cannot take back a post-copy of its own once that has begun: `direct` has one only for those who ask for it. */
+function modeFor(engine: MigrationEngine, canPostcopy: boolean): MigrationMode {
+  if (engine === 'relayed') return 'postcopy';
+  return engine === 'condensed' && canPostcopy ? 'auto' : 'precopy';
+}
+
+function choose(facts: EngineFacts, isReadable: boolean): Omit<EngineChoice, 'mode'> {
+  const { wanted, mode = 'precopy', channels, linkBps, limitBps, qemuVersion, sets, uplinkBps = 0 } = facts;
   if (wanted !== 'auto') return { engine: wanted, reason: 'asked for' };
   if (channels > 0) return { engine: 'direct', reason: `${channels} channels are QEMU's own` };
-  const isReadable = Number.parseInt(qemuVersion, 10) >= readableSinceMajor;
   if (!isReadable && mode !== 'precopy')
     return {
       engine: 'direct',

@@ -29,6 +29,7 @@ const roomy: DestinationFacts = {
     machines: ['pc-q35-7.2', 'pc-q35-10.0'],
     cpuModels: ['Nehalem'],
     missingCpuFeatures: {},
+    canPostcopy: true,
   },
   featuresWith: 'tcg',
   accelerators: ['tcg'],
@@ -42,20 +43,29 @@ const roomy: DestinationFacts = {
   clock: { offsetMs: 2000, uncertaintyMs: 20 },
 };
 
+const copied = { mode: 'precopy', storage: 'copied' } as const;
 const source = { qemu: { version: '10.0.2' }, missingCpuFeatures: [] as string[] };
 const onNas: VmToMove = { ...vm, spec: { ...vm.spec, disk: { ...vm.spec.disk, storage: 'nas' } } };
 const fieldsOf = (destination: DestinationFacts, shared?: VmToMove): string[] =>
-  checkFit(shared ?? vm, { storage: shared ? 'shared' : 'copied' }, source, destination).problems.map(
-    ({ field }) => field,
-  );
+  checkFit(
+    shared ?? vm,
+    shared ? { ...copied, storage: 'shared' } : copied,
+    source,
+    destination,
+  ).problems.map(({ field }) => field);
 
 test('a VM that fits has no problems', () => {
-  assert.deepEqual(checkFit(vm, { storage: 'copied' }, source, roomy), { problems: [], imageToSend: false });
+  assert.deepEqual(checkFit(vm, copied, source, roomy), { problems: [], imageToSend: false });
 });
 
 test('everything that does not fit is told at once', () => {
   const poor: DestinationFacts = {
-    qemu: { version: '7.2.22', machines: ['pc-q35-7.2'], cpuModels: ['qemu64'], missingCpuFeatures: {} },
+    qemu: {
+      ...roomy.qemu,
+      version: '7.2.22',
+      machines: ['pc-q35-7.2'],
+      cpuModels: ['qemu64'],
+    },
     featuresWith: 'kvm',
     accelerators: ['kvm'],
     memory: { freeBytes: MiB },
@@ -67,7 +77,7 @@ test('everything that does not fit is told at once', () => {
     vms: [{ id: vm.id, name: 'one' }],
     clock: { offsetMs: -90_000, uncertaintyMs: 100 },
   };
-  const { problems } = checkFit(vm, { storage: 'copied' }, source, poor);
+  const { problems } = checkFit(vm, copied, source, poor);
   assert.deepEqual(
     problems.map(({ field }) => field),
     ['machine', 'cpu.model', 'accelerator', 'memory', 'disk', 'nets.0.network', 'id', 'clock'],
@@ -77,7 +87,7 @@ test('everything that does not fit is told at once', () => {
 
 test('a missing image is to be sent first, and needs room', () => {
   const without = { ...roomy, images: [] };
-  assert.deepEqual(checkFit(vm, { storage: 'copied' }, source, without), { problems: [], imageToSend: true });
+  assert.deepEqual(checkFit(vm, copied, source, without), { problems: [], imageToSend: true });
   assert.deepEqual(fieldsOf({ ...without, disk: { freeBytes: 200 * MiB } }), ['disk']);
 });
 
@@ -106,7 +116,7 @@ test('a feature that the VM has and the CPU there has not is told by its name', 
   const lacking = (there: string[], here: string[], runningWith: 'kvm' | 'tcg' = 'tcg') =>
     checkFit(
       { ...vm, runningWith },
-      { storage: 'copied' },
+      copied,
       { ...source, missingCpuFeatures: here },
       {
         ...roomy,
@@ -119,4 +129,12 @@ test('a feature that the VM has and the CPU there has not is told by its name', 
   assert.deepEqual(lacking(['pcid'], ['pcid'], 'kvm'), []);
   // What KVM lacks there says nothing of a VM that QEMU emulates.
   assert.deepEqual(lacking(['avx2'], [], 'tcg'), []);
+});
+
+test('a mode that may come to post-copy needs a host that lets QEMU do it', () => {
+  const plain = { ...roomy, qemu: { ...roomy.qemu, canPostcopy: false } };
+  const modesRefused = (['precopy', 'auto', 'hybrid'] as const).filter(
+    (mode) => checkFit(vm, { mode, storage: 'copied' }, source, plain).problems.length > 0,
+  );
+  assert.deepEqual(modesRefused, ['auto', 'hybrid']);
 });

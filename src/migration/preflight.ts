@@ -15,6 +15,7 @@ export interface DestinationFacts {
     cpuModels: string[];
     /** By model, with the accelerator of `featuresWith`. */
     missingCpuFeatures: Record<string, string[]>;
+    canPostcopy: boolean;
   };
   featuresWith: 'kvm' | 'tcg';
   accelerators: ('kvm' | 'tcg')[];
@@ -52,13 +53,14 @@ const qemuOverheadBytes = 64 * 1024 * 1024;
 
 export function checkFit(
   vm: VmToMove,
-  options: Pick<MigrationOptions, 'storage'>,
+  options: Pick<MigrationOptions, 'storage' | 'mode'>,
   source: SourceFacts,
   destination: DestinationFacts,
 ): Preflight {
   const imageToSend = options.storage === 'copied' && !destination.images.includes(vm.image.digest);
   const problems = [
     ...checkQemu(vm, source, destination),
+    ...checkMode(options, destination),
     ...checkStorage(vm, options, destination),
     ...checkRoom(vm, options, destination, imageToSend),
     ...checkNetworks(vm, destination),
@@ -74,6 +76,7 @@ export const qemuFactsOf = ({ qemu }: Pick<HostFacts, 'qemu'>): DestinationFacts
   machines: qemu.machines.map(({ name }) => name),
   cpuModels: qemu.cpuModels,
   missingCpuFeatures: qemu.missingCpuFeatures,
+  canPostcopy: qemu.canPostcopy,
 });
 
 /**
@@ -109,6 +112,12 @@ function* checkQemu(vm: VmToMove, source: SourceFacts, destination: DestinationF
     const message = `The VM runs with ${vm.runningWith}, which the destination does not have`;
     yield problem('accelerator', vm.runningWith, accelerators, message);
   }
+}
+
+function* checkMode({ mode }: Pick<MigrationOptions, 'mode'>, { qemu }: DestinationFacts) {
+  if (mode === 'precopy' || qemu.canPostcopy) return;
+  const message = `The host lets its QEMU do no post-copy (userfaultfd), which ${mode} may come to`;
+  yield problem('mode', mode, 'precopy', message);
 }
 
 function* checkStorage(

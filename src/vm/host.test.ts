@@ -12,6 +12,7 @@ const facts = {
     machines: [{ name: 'pc-q35-7.2', maxCpus: 8 }],
     cpuModels: ['Nehalem', 'max', 'host', 'qemu64'],
     missingCpuFeatures: {},
+    canPostcopy: true,
   },
   acceleratorFacts: { kvmOpens: true, cpuVirtualises: false },
 };

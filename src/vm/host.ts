@@ -21,6 +21,8 @@ export interface QemuFacts {
   cpuModels: string[];
   /** Features that a model has and a VM of it would not get here, with the accelerator that 'auto' gives. */
   missingCpuFeatures: Record<string, string[]>;
+  /** Its host lets it serve pages when a guest asks for them (userfaultfd). */
+  canPostcopy: boolean;
 }
 
 export interface HostFacts {
@@ -117,6 +119,9 @@ async function probeQemu(
     '-S',
     '-qmp',
     'stdio',
+    // Only one that is to receive a VM looks whether it may do post-copy.
+    '-incoming',
+    'defer',
   ];
   // QEMU does not notice that nobody asks it any more; `timeout` ends it should we die meanwhile.
   const child = spawn('timeout', [String(probeTimeoutMs / 1000), path, ...argv], {
@@ -130,6 +135,11 @@ async function probeQemu(
     await using qmp = await QmpConnection.over(stream, { timeoutMs: probeTimeoutMs, signal });
     const machines = await qmp.execute('query-machines', undefined, { signal });
     const models = await qmp.execute('query-cpu-definitions', undefined, { signal });
+    const capabilities = [{ capability: 'postcopy-ram', state: true } as const];
+    const canPostcopy = await qmp.execute('migrate-set-capabilities', { capabilities }, { signal }).then(
+      () => true,
+      () => false,
+    );
     const { major, minor, micro } = qmp.version;
     return {
       path,
@@ -142,6 +152,7 @@ async function probeQemu(
       missingCpuFeatures: Object.fromEntries(
         models.map(({ name, 'unavailable-features': features = [] }) => [name, features]),
       ),
+      canPostcopy,
     };
   } finally {
     // Passed on to QEMU, which ends at once.

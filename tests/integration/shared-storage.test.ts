@@ -82,7 +82,10 @@ test(
     const file = path.join(directory, 'mounted', `viper-${id}.qcow2`);
     const inode = (await stat(file)).ino;
     // Slow enough for QEMU to tell how fast the guest dirties its memory.
-    const there = await move('one', north, south, { limits: { bandwidthBps: 400_000_000 } });
+    const there = await move('one', north, south, {
+      engine: 'direct',
+      limits: { bandwidthBps: 400_000_000 },
+    });
     assert.deepEqual([there.options.storage, there.result?.diskBytes], ['shared', 0]);
     const { memoryBytes, dirtyBps, maxDirtyBps, link, source, destination, linkUsePercent } = there.result!;
     assert.ok(memoryBytes > 0 && dirtyBps > 0 && maxDirtyBps! >= dirtyBps, JSON.stringify(there.result));

@@ -45,13 +45,13 @@ export function addVmMigrateCommands(vm: Command): void {
     .addOption(
       new Option(
         '--mode <mode>',
-        'auto: pre-copy while it gains on the guest, else post-copy (precopy if absent; postcopy if relayed)',
+        'auto: pre-copy while it gains on the guest, else post-copy (if absent as is best for the engine)',
       ).choices(migrationModes),
     )
     .addOption(
       new Option(
         '--engine <engine>',
-        'condensed: send only what the other side cannot know; direct (default): all of it; auto: what is sooner done; ' +
+        'condensed: send only what the other side cannot know; direct: all of it; auto (default): what is sooner done; ' +
           'relayed: other cloudlets hold what the destination has not taken yet, so this one is free sooner',
       ).choices(engines),
     )
@@ -159,7 +159,7 @@ function showPlan({ output }: Session, name: string, to: string, plan: Migration
     output.say(`VM ${name} fits ${to}.`);
     if (!forecast) return;
     output.facts([
-      ['Engine', engine && `${engine.engine}: ${engine.reason}`],
+      ['Engine', engine && `${engine.engine}, ${engine.mode}: ${engine.reason}`],
       ['Time', formatDuration(forecast.totalMs)],
       ['Downtime', formatDuration(forecast.downtimeMs)],
       ['Bytes', formatBytes(forecast.bytes)],

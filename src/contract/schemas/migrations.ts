@@ -45,7 +45,12 @@ export const MigrateVm = Body(
   { to: 'edge2' },
   {
     to: Type.String({ pattern: '^[a-z0-9][a-z0-9-]{0,62}$', description: 'Name or id of a peer.' }),
-    mode: Type.Optional(OneOf(migrationModes)),
+    mode: Type.Optional(
+      OneOf(
+        migrationModes,
+        'Of the engine if missing: `auto` if condensed and the destination can do post-copy, `postcopy` if relayed, else `precopy`.',
+      ),
+    ),
     storage: Type.Optional(
       OneOf(
         ['auto', 'shared', 'copied'],
@@ -64,8 +69,9 @@ export const MigrateVm = Body(
     engine: Type.Optional(
       OneOf(
         [...migrationEngines, 'auto'],
-        '`direct` if missing; `auto`: condensed, unless the link is too fast for it; the plan says why. `relayed`: the source is free ' +
-          'when other cloudlets hold what the destination has not taken yet.',
+        '`auto` (default): condensed, unless the link is too fast for it; relayed where the destination takes far less ' +
+          'than can leave and others lend memory; the plan says why. `relayed`: the source is free when other cloudlets ' +
+          'hold what the destination has not taken yet.',
       ),
     ),
     relays: Type.Optional(
@@ -149,6 +155,9 @@ export const CheckMigration = Exact({
 export const MigrationCheck = Exact({
   problems: Type.Array(Problem),
   hasImage: Type.Boolean({ description: 'Else the source sends the base image first.' }),
+  canPostcopy: Type.Optional(
+    Type.Boolean({ description: 'Its QEMU can fetch pages when the guest asks for them.' }),
+  ),
   sets: Type.Optional(
     Type.Array(Type.String(), {
       description: 'What is there of the VM that need not travel; see src/pages.',
@@ -306,7 +315,9 @@ export const Migration = Exact({
 export const MigrationPage = Page(Migration);
 export const MigrationPlan = Exact({
   problems: Type.Array(Problem),
-  engine: Type.Optional(Exact({ engine: OneOf(migrationEngines), reason: Type.String() })),
+  engine: Type.Optional(
+    Exact({ engine: OneOf(migrationEngines), mode: OneOf(migrationModes), reason: Type.String() }),
+  ),
   forecast: Type.Optional(
     Exact({
       totalMs: Type.Number(),

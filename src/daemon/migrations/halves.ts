@@ -80,7 +80,8 @@ export class Halves {
     const { problems, imageToSend } = await this.#fit(body.vm, body.options, body, clock);
     const { references, runner } = this.#options;
     const sets = await references.setsFor(vmOfSets(body.vm, body.options, (vm) => runner.diskOf(vm)));
-    return { problems, hasImage: !imageToSend, sets };
+    const { canPostcopy } = (await runner.facts()).qemu;
+    return { problems, hasImage: !imageToSend, canPostcopy, sets };
   }
 
   /** Without the source's word its QEMU and its clock count as ours. */

@@ -9,7 +9,7 @@ import { missingCpuFeaturesOf } from '../../migration/preflight.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import { AppError } from '../../model/errors.ts';
 import { newId } from '../../model/ids.ts';
-import type { MigrationEngine, MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
+import type { MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
 import type { Fleet } from '../fleet.ts';
 import { vmOfSets } from '../references/reference-sets.ts';
 import type { Store } from '../store/index.ts';
@@ -54,8 +54,9 @@ export class Inquiry {
     const host = await runner.facts();
     const ask = async (storage: MigrationOptions['storage']) => {
       const vm = await this.#vmToMove(managed, storage);
-      // For the checks it makes no difference which one it will be.
-      const asPlanned = optionsOf(request, storage, 'direct');
+      const { mode, engine: wanted = 'auto' } = request;
+      // For the checks it makes no difference which engine it will be; a mode that is left to us is one that works there.
+      const asPlanned = optionsOf(request, storage, { engine: 'direct', mode: mode ?? 'precopy' });
       const sentAt = new Date().toISOString();
       const asked = performance.now();
       const missingCpuFeatures = missingCpuFeaturesOf(vm, host);
@@ -73,15 +74,16 @@ export class Inquiry {
       const latest = this.#options.journal.latest();
       const ofSets = vmOfSets(vm, asPlanned, (each) => runner.diskOf(each));
       let choice = chooseEngine({
-        wanted: request.engine ?? 'direct',
-        mode: asPlanned.mode,
+        wanted,
+        mode,
+        canPostcopy: answer.canPostcopy ?? false,
         channels: asPlanned.channels,
         linkBps: linkBpsOf(latest, peer.id),
         limitBps: limits.length > 0 ? Math.min(...limits) : undefined,
         qemuVersion: host.qemu.version,
         sets: await this.#options.references.inCommon(ofSets, answer.sets ?? []),
-        // Post-copy, and memory at others: only for those who leave both to us.
-        ...(request.engine === 'auto' && request.mode === undefined && { uplinkBps: uplinkBpsOf(latest) }),
+        // Memory at others only for those who leave both to us.
+        ...(wanted === 'auto' && mode === undefined && { uplinkBps: uplinkBpsOf(latest) }),
       });
       const found =
         choice.engine === 'relayed'
@@ -92,10 +94,11 @@ export class Inquiry {
             })
           : undefined;
       // One that nobody asked for is done without.
-      if (found && found.problems.length > 0 && request.engine === 'auto') choice = withoutRelays(choice);
+      if (found && found.problems.length > 0 && wanted === 'auto')
+        choice = withoutRelays(choice, answer.canPostcopy ?? false);
       const isRelayed = choice.engine === 'relayed' && found;
       const options = {
-        ...optionsOf(request, storage, choice.engine),
+        ...optionsOf(request, storage, choice),
         ...(isRelayed ? { relayed: found.relayed } : {}),
       };
       const ofRelays = isRelayed ? found.problems : [];
@@ -146,17 +149,18 @@ const unknownImage = (digest: string): VmToMove['image'] => ({
   virtualBytes: 0,
 });
 
-const withoutRelays = ({ reason }: EngineChoice): EngineChoice => ({
+const withoutRelays = ({ reason }: EngineChoice, canPostcopy: boolean): EngineChoice => ({
   engine: 'condensed',
+  mode: canPostcopy ? 'auto' : 'precopy',
   reason: `${reason.split(':')[0]}, but too few peers lend memory`,
 });
 
 function optionsOf(
   request: MigrateVm,
   storage: MigrationOptions['storage'],
-  engine: MigrationEngine,
+  { engine, mode }: Pick<EngineChoice, 'engine' | 'mode'>,
 ): MigrationOptions {
-  const { channels = 0, mode = engine === 'relayed' ? 'postcopy' : 'precopy' } = request;
+  const { channels = 0 } = request;
   if (engine === 'relayed' && mode === 'precopy') {
     throw new AppError('invalid_request', 'Migrate VM: the mode is precopy with the engine relayed', {
       problems: [{ field: 'body.mode', value: mode, wanted: 'postcopy, hybrid or auto, or another engine' }],
@@ -172,7 +176,6 @@ function optionsOf(
     );
   }
   return {
-    // Post-copy cannot be taken back once it has begun, so it is for those who ask for it (or for `auto`).
     mode,
     engine,
     storage,

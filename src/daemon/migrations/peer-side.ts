@@ -62,9 +62,15 @@ export class PeerSide {
       method: 'POST',
       json: body,
     });
-    const { problems, hasImage, sets } = (answer ?? {}) as Partial<Static<typeof schemas.MigrationCheck>>;
+    const told = (answer ?? {}) as Partial<Static<typeof schemas.MigrationCheck>>;
+    const { problems, hasImage, sets, canPostcopy } = told;
     if (Array.isArray(problems) && typeof hasImage === 'boolean')
-      return { problems, hasImage, ...(Array.isArray(sets) ? { sets } : {}) };
+      return {
+        problems,
+        hasImage,
+        canPostcopy: canPostcopy === true,
+        ...(Array.isArray(sets) ? { sets } : {}),
+      };
     throw new AppError('peer_unreachable', `${peer.url} did not say whether the VM fits`, { url: peer.url });
   }
 
