@@ -2,6 +2,7 @@
  * Where a VM should be: gathers what `follow/decide.ts` decides from. All neighbours are asked at once for their RTT
  * to the device, with a deadline; those nearest are then asked whether the VM fits, and each gets a forecast.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Static } from 'typebox';
 import * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
@@ -13,7 +14,7 @@ import {
   judgeLoad,
   type Load,
 } from '../../follow/index.ts';
-import { asAppError } from '../../model/errors.ts';
+import { AppError, asAppError } from '../../model/errors.ts';
 import type { Decision, DeviceRecord, HandoffForecast, RttStats, Trigger } from '../../model/follow.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import type { Fleet } from '../fleet.ts';
@@ -30,6 +31,8 @@ import type { Profiles } from './profiles.ts';
 const isNearness = compileFor('body', schemas.Nearness);
 /** The nearest ones, which are asked whether the VM fits. */
 const forecasts = 3;
+/** For a neighbour to say whether the VM fits, beyond the deadline of its round trip: it looks at its disks for that. */
+const fitMs = 2000;
 /** Statistics older than this say nothing about now. */
 const rttFreshMs = 2000;
 /** Until a cloudlet has measured its own. */
@@ -205,9 +208,14 @@ export class Placement {
 
   /** Adds to a candidate whether the VM fits there, and what going there would cost. */
   async #forecast(managed: Managed, input: Asked): Promise<void> {
-    const { migrations, profiles, neighbours, dirtyBpsOf } = this.#options;
+    const { migrations, profiles, neighbours, dirtyBpsOf, config } = this.#options;
     try {
-      const check = await migrations.check(managed.record.id, this.requestFor(input.cloudletId));
+      const asked = migrations.check(managed.record.id, this.requestFor(input.cloudletId));
+      const check = await within(
+        config.askDeadlineMs + fitMs,
+        asked,
+        `${input.name} did not say in time if it has room`,
+      );
       const { vm, options, peer, problems, hasImage } = check;
       input.problems = problems.map(({ message }) => message);
       const neighbour = neighbours.get(peer.id);
@@ -241,5 +249,19 @@ export class Placement {
       ...(engine ? { engine } : {}),
       ...(bandwidthBps === undefined ? {} : { limits: { bandwidthBps } }),
     };
+  }
+}
+
+async function within<T>(ms: number, asked: Promise<T>, orElse: string): Promise<T> {
+  const timer = new AbortController();
+  const late = sleep(ms, undefined, { signal: timer.signal }).then(() => {
+    throw new AppError('timeout', orElse, { timeoutMs: ms });
+  });
+  try {
+    return await Promise.race([asked, late]);
+  } finally {
+    timer.abort();
+    late.catch(() => {});
+    asked.catch(() => {});
   }
 }
