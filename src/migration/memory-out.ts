@@ -18,7 +18,7 @@ import {
   type MigrationStatus,
   type QmpConnection,
 } from '../qmp/index.ts';
-import { isTimeForPostcopy, type Round, sampledBytes, switchoverBytes } from './memory-policy.ts';
+import { isTimeForPostcopy, pauseMs, type Round, sampledBytes, switchoverBytes } from './memory-policy.ts';
 import { WakeUps } from './wake-ups.ts';
 
 /** How often progress is looked at; whatever else happens QEMU tells by itself. */
@@ -29,8 +29,6 @@ const settlePollMs = 10;
 export const unlimitedBytesPerSecond = 10 ** 12;
 const defaultBytesPerSecond = 128 * 1024 * 1024;
 const defaultDowntimeMs = 300;
-/** Of the pause that a mode with post-copy may make for memory: what takes longer comes after the VM runs again. */
-const shortPauseMs = 40;
 /** Until the link is known. */
 const firstSwitchoverBytes = 1024 * 1024;
 /** QEMU's own (since 2.5). The other keeps a capability, which cannot be changed on the way, as good as off. */
@@ -90,7 +88,7 @@ export async function sendMemory(
     const info = await qmp.execute('query-migrate', undefined, { signal });
     onInfo(info);
     throwIfOver(info);
-    if (noteRound(rounds, info, options.agent) && !draining) await setPace(qmp, options);
+    if (noteRound(rounds, info, options.agent) && !draining) await setPace(qmp, rounds, options);
     if (info.status === 'pre-switchover' && !isContinued) {
       await whenPaused();
       if (stoppedByUs) return { stoppedByUs };
@@ -222,11 +220,15 @@ async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<v
  * QEMU takes what it writes to be what the link carries, and would stop the VM with as much left as that carries in the
  * longest pause. What our agent makes of it is another matter, so it is told how much it may be.
  */
-async function setPace(qmp: QmpConnection, { agent, mode, limits }: MemoryOutOptions): Promise<void> {
+async function setPace(
+  qmp: QmpConnection,
+  rounds: readonly Round[],
+  { agent, mode, limits }: MemoryOutOptions,
+): Promise<void> {
   const { downtimeMs } = limits();
-  const pauseMs = mode === 'precopy' ? downtimeMs : Math.min(downtimeMs, shortPauseMs);
   const speed = agent?.changesPerSecond;
-  if (speed !== undefined) await setSwitchoverSize(qmp, (speed * pauseMs) / 1000, downtimeMs);
+  if (speed === undefined) return;
+  await setSwitchoverSize(qmp, (speed * pauseMs(mode, rounds, downtimeMs)) / 1000, downtimeMs);
 }
 
 /** With so many bytes left or less, QEMU stops the VM. 0: as it thinks best itself. QEMU before 8.2 always does that. */

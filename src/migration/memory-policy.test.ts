@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { MiB } from '../model/units.ts';
-import { isTimeForPostcopy, type Round, sampledBytes, switchoverBytes } from './memory-policy.ts';
+import { isTimeForPostcopy, pauseMs, type Round, sampledBytes, switchoverBytes } from './memory-policy.ts';
 
 const rounds = (...remainingMiB: number[]): Round[] =>
   remainingMiB.map((mib, index) => ({ number: index + 1, remainingBytes: mib * MiB }));
@@ -53,4 +53,14 @@ test('a VM goes over when some rounds have shown what is hot and the link is cle
   // Its first pass is not over yet: to stop it now would be to stop it for all that is left.
   assert.equal(bytes(0, 3000), bytes(9, 900));
   assert.ok(bytes(0, 12_000) > bytes(9, 900) * 1000);
+});
+
+test('a pre-copy whose rounds get shorter makes a short pause, and the long one it may make only when they do not', () => {
+  assert.equal(pauseMs('precopy', rounds(1000), 300), 40);
+  assert.equal(pauseMs('precopy', rounds(1000, 300, 100), 300), 40);
+  assert.equal(pauseMs('precopy', rounds(1000, 300, 290), 300), 40);
+  assert.equal(pauseMs('precopy', rounds(1000, 300, 290, 280), 300), 300);
+  assert.equal(pauseMs('precopy', rounds(1000, 300, 290, 280), 20), 20);
+  // What is left comes after the VM runs again.
+  assert.equal(pauseMs('auto', rounds(1000, 300, 290, 280), 300), 40);
 });

@@ -38,6 +38,19 @@ export function isTimeForPostcopy(mode: MigrationMode, rounds: readonly Round[])
   return hasStalled(before, previous) && hasStalled(previous, last);
 }
 
+/** Of the pause that may be made for memory: what takes longer comes in another round, or after the VM runs again. */
+const shortPauseMs = 40;
+
+/**
+ * For how long the VM may stand still for memory that is left. Rounds that get shorter go on to a short pause; a pre-copy
+ * whose rounds do not makes the pause that it is allowed.
+ */
+export function pauseMs(mode: MigrationMode, rounds: readonly Round[], downtimeMs: number): number {
+  const [before, previous, last] = [rounds.at(-3), rounds.at(-2), rounds.at(-1)];
+  const isStuck = before && previous && last && hasStalled(before, previous) && hasStalled(previous, last);
+  return mode === 'precopy' && isStuck ? downtimeMs : Math.min(downtimeMs, shortPauseMs);
+}
+
 const hasStalled = (before: Round, after: Round): boolean =>
   after.remainingBytes > before.remainingBytes * stalledShare;
 

@@ -238,8 +238,10 @@ export class SourceMigration {
       this.#hasStopped = true;
       this.#tracker.paused();
       this.#step('stopped');
+      this.#agent?.hurry(true);
       this.#around.onStopped?.();
     }
+    if (event.name === 'RESUME') this.#agent?.hurry(false);
     if (event.name === 'MIGRATION' && event.data.status === 'postcopy-active')
       this.#tracker.enteredPostcopy();
   }

@@ -1,6 +1,6 @@
 /** The destination's half of a migration with the daemon around it. The VM's record is in step with who owns the VM. */
 
-import { setImmediate } from 'node:timers/promises';
+import { setImmediate, setTimeout as sleep } from 'node:timers/promises';
 import { DestinationMigration, type SilentQemu } from '../../migration/destination.ts';
 import { isDestinationOver } from '../../migration/destination-machine.ts';
 import type { Merged, Problem } from '../../migration/protocol.ts';
@@ -15,6 +15,7 @@ import type { DestinationRecord } from './record.ts';
 
 /** To sort the digests of all pages into an index. */
 const rememberTimeoutMs = 120_000;
+const rememberAfterMs = 1000;
 /** To make the disk and start a QEMU. */
 const makeTimeoutMs = 120_000;
 
@@ -129,7 +130,12 @@ export function makeDestination(
       sets: () => references.setsFor(ofSets),
       openReader: (name) => references.openBlocks(ofSets, name),
       remember: (digests) => {
-        references.kept.remember(vm.id, digests, AbortSignal.timeout(rememberTimeoutMs)).catch((error) => {
+        const remember = async (): Promise<void> => {
+          // The guest has just begun to run here, and the cores are its own.
+          await sleep(rememberAfterMs, undefined, { ref: false });
+          await references.kept.remember(vm.id, digests, AbortSignal.timeout(rememberTimeoutMs));
+        };
+        remember().catch((error) => {
           // The way back will cost more, and that is all.
           parts.log.warn({ err: error, vmId: vm.id }, 'what the VM left behind is not remembered');
         });
@@ -156,7 +162,7 @@ export function makeDestination(
         // Beside the migration, which does not wait for the guest.
         if (state.name === 'arrived' && arriving && !hasArrived) {
           hasArrived = true;
-          networks.destination.arrived(id, arriving).catch((error: Error) => {
+          networks.destination.arrived(id, arriving, { justNow: true }).catch((error: Error) => {
             tell.attention(`The VM runs here, but its network is not as it should be: ${error.message}`);
           });
         }

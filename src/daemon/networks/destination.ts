@@ -2,6 +2,7 @@
  * The destination's part in a change of network, and that of a VM's home whose LAN is stretched: address and tunnel are
  * there before the VM comes, and given up by themselves if it never does.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { Attachment, Place, VmSpec } from '../../model/vm.ts';
@@ -21,12 +22,21 @@ import type { HandoffRecord } from './record.ts';
 
 /** How long the source may take to come: it asks its guest, and sends an image first. */
 const reservationMs = 300_000;
+/** A guest that begins to run here has clients that wait for it: what is not urgent comes a moment later. */
+const settleMs = 1000;
 
 export class DestinationNetworks {
   readonly #parts: HandoffParts;
+  /** By VM: those that have arrived and are being put in order. */
+  readonly #settling = new Map<Uuid, Promise<void>>();
 
   constructor(parts: HandoffParts) {
     this.#parts = parts;
+  }
+
+  /** Resolves when nothing of the VM's arrival is left to do. */
+  async settled(vmId: Uuid): Promise<void> {
+    await this.#settling.get(vmId)?.catch(() => {});
   }
 
   /** Reserves the address and makes this end of the tunnel. Errors: `unsupported`, `no_free_address`. */
@@ -166,9 +176,19 @@ export class DestinationNetworks {
     return { spec: { ...spec, seed }, attachment: { serving: waiting, waiting: serving, place } };
   }
 
-  /** The VM runs here. */
-  async arrived(id: Uuid, managed: Managed): Promise<void> {
+  /** The VM runs here; `justNow`: and has clients that have waited for it. */
+  arrived(id: Uuid, managed: Managed, { justNow = false } = {}): Promise<void> {
+    const vmId = managed.record.id;
+    const settled = this.#settle(id, managed, justNow ? settleMs : 0).finally(() => {
+      if (this.#settling.get(vmId) === settled) this.#settling.delete(vmId);
+    });
+    this.#settling.set(vmId, settled);
+    return settled;
+  }
+
+  async #settle(id: Uuid, managed: Managed, afterMs: number): Promise<void> {
     const { store, events } = this.#parts;
+    if (afterMs > 0) await sleep(afterMs);
     const record = store.handoffs.get(id);
     if (record?.role !== 'destination') return;
     const { handoff, vmId, home } = record;

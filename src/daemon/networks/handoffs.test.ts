@@ -64,6 +64,7 @@ class Site {
       bridgeOf: () => 'lan0',
       networkOf: () => 'lan',
       gatewayMacOf: async () => `02:00:0a:00:00:0${number}`,
+      settled: (vmId) => this.destination.settled(vmId),
       hopTo: async (address) => ({ device: 'wan0', via: address }),
       ask: async (peerId, id, question) =>
         world.site(peerId).destination.prepare(id, question as never, { id: this.id, name: this.name }),

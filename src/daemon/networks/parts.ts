@@ -29,6 +29,8 @@ export interface HandoffParts {
   gatewayMacOf: (bridge: string, gateway: string) => Promise<string | undefined>;
   /** The first step of the way to that address. Errors: `unsupported` where there is none. */
   hopTo: (address: string) => Promise<Hop>;
+  /** Resolves when nothing of the VM's last arrival here is left to do. */
+  settled: (vmId: Uuid) => Promise<void>;
   /** Asks a peer to prepare. Errors: as the peer answers, and `peer_unreachable`. */
   ask: (
     peerId: Uuid,

@@ -86,6 +86,7 @@ export class Networks {
       networkOf: (bridge) =>
         config.networks.find((each) => each.kind === 'bridge' && each.bridge === bridge)?.name,
       gatewayMacOf: (bridge, gateway) => this.#gatewayMacOf(bridge, gateway),
+      settled: (vmId) => this.destination.settled(vmId),
       hopTo: (address) => this.#hopTo(address),
       ask: (peerId, id, question, signal) => this.#ask(peerId, id, question, signal),
       giveBack: (peerId, id) => this.#giveBack(peerId, id),

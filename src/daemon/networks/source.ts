@@ -51,7 +51,8 @@ export class SourceNetworks {
     const { id, managed, wanted, signal } = leaving;
     const { record } = managed;
     if (!record.attachment) return undefined;
-    const choice = wanted ?? record.continuity ?? defaultContinuity(record.attachment);
+    await this.#parts.settled(record.id);
+    const choice = wanted ?? managed.record.continuity ?? defaultContinuity(record.attachment);
     try {
       await this.#begin(leaving, record.attachment, choice);
       this.#tell('vm.continuity', leaving, { continuity: choice });

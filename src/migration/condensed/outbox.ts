@@ -87,7 +87,8 @@ export class Outbox {
     return this.#failed.promise;
   }
 
-  send(frame: Buffer | Promise<Uint8Array[]>): void {
+  /** Resolves when the link has taken it, or can take nothing any more. */
+  send(frame: Buffer | Promise<Uint8Array[]>): Promise<void> {
     this.#frames += 1;
     this.#making += 1;
     const made = Promise.resolve(frame).then((pieces) => {
@@ -111,6 +112,7 @@ export class Outbox {
         this.#frames -= 1;
         this.#wake();
       });
+    return this.#tail;
   }
 
   /** Resolves when something has changed: a frame was made or sent, or somebody says so by `kick`. */

@@ -129,6 +129,8 @@ export class SourceAgent {
   #wantedAt = Number.NEGATIVE_INFINITY;
   readonly #gate = new RelayGate();
   #isEnded = false;
+  /** The VM stands still, and whatever is on its way is waited for: nothing of it is held back. */
+  #isHurried = false;
   /** The destination was told that nothing is pending any more. */
   #isDivided = false;
   #wake = Promise.withResolvers<void>();
@@ -141,7 +143,7 @@ export class SourceAgent {
     this.#sentBefore = options.statistics.wireBytes;
     const { link, limitBps } = options;
     // The first round is as long as it is; from the second on, the end may be near.
-    const isUrgent = () => this.#round > 1 || this.#state !== 'copying';
+    const isUrgent = () => !this.#isHurried && (this.#round > 1 || this.#state !== 'copying');
     // The disk changes meanwhile: a page that refers to it must not be long on its way.
     const reserveBytes = () => (isUrgent() || this.#refersToDisk ? 0 : mostReserveBytes);
     this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps, isUrgent, reserveBytes });
@@ -161,6 +163,11 @@ export class SourceAgent {
     this.#state = 'draining';
     this.#heat.fill(0);
     this.#outbox.kick();
+  }
+
+  /** Whether the VM stands still for what is on its way and what is left. */
+  hurry(isStopped: boolean): void {
+    this.#isHurried = isStopped;
   }
 
   /** Draining, and what was sent before has left: what comes now goes over at once. */
@@ -371,7 +378,10 @@ export class SourceAgent {
     sizes.writeUInt32BE(tail.length);
     sizes.writeUInt32BE(pending.length, 4);
     const packed = await compress(Buffer.concat([tail, pending]));
-    this.#outbox.send(encodeFrame(frame.tail, sizes, packed));
+    // From then on the guest runs, and what it asks for must not stand behind much.
+    void this.#outbox.send(encodeFrame(frame.tail, sizes, packed)).then(() => {
+      this.#isHurried = false;
+    });
     onStep?.('tail', { tailBytes: tail.length, packedBytes: packed.length, hotPages: this.#warm.length });
     if (isPostcopy) this.#beginDivision();
   }
