@@ -29,7 +29,7 @@ if (continuity !== 'mptcp' && continuity !== 'stretch')
 /** What a guest without KVM can send on a busy machine. */
 const streamBps = 2_000_000;
 /** Below the rate of the WAN, so that the stream has room beside the migration. */
-const migration = { engine: 'condensed', mode: 'hybrid', bandwidthBps: 200_000_000 };
+const migration = { bandwidthBps: 200_000_000 };
 const config = { follow: { measureEveryMs: 5000, cooldownMs: 5000, migration } };
 const way = ['c1', 'c2', 'c3', 'c1'];
 

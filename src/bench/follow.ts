@@ -39,7 +39,7 @@ const { values: options } = parseArgs({
 const wanted = { handoffs: count('handoffs'), pingPongS: count('ping-pong'), withinS: count('within') };
 
 const streamBps = 2_000_000;
-const migration = { engine: 'condensed', mode: 'hybrid', bandwidthBps: 200_000_000 };
+const migration = { bandwidthBps: 200_000_000 };
 const follow = { measureEveryMs: 5000, cooldownMs: 5000, migration };
 const pingPongEveryMs = 5000;
 const way = ['c1', 'c2', 'c3'];
