@@ -19,6 +19,9 @@ export interface Forecast {
   measuredMs: { total: number; downtime: number };
 }
 
+/** So many migrations a forecast may have learned from before it is held against what came of it. */
+const taughtBy = 20;
+
 export interface Measured {
   handoffs: Handoff[];
   samples: StreamSample[];
@@ -45,7 +48,7 @@ export function reportOf(
   const ms = (value: number): string => `${value.toFixed(0)} ms`;
   const spread = (values: readonly number[]): string =>
     `${ms(median(values))} (${ms(Math.min(...values))} to ${ms(Math.max(...values))})`;
-  const taught = Math.min(20, Math.floor(forecasts.length / 2));
+  const taught = Math.min(taughtBy, Math.floor((forecasts.length * 2) / 3));
   const later = forecasts.slice(taught);
   const percent = (share: number): string =>
     Number.isNaN(share) ? 'too few' : `${(share * 100).toFixed(0)} %`;
