@@ -25,7 +25,11 @@ const inCapabilities: MigrationCapability[] = [
 
 /** QEMU serves its own disk over NBD, for the mirror of the source. */
 export async function serveDisk(qmp: QmpConnection, socketPath: string): Promise<void> {
-  await qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path: socketPath } } });
+  await qmp.execute('nbd-server-start', {
+    addr: { type: 'unix', data: { path: socketPath } },
+    // Ten seconds by itself, which a cut of the link between its greeting and the answer may outlast. Only we get here.
+    ...(qmp.version.major >= 10 && { 'handshake-max-seconds': 0 }),
+  });
   await qmp.execute('block-export-add', {
     type: 'nbd',
     id: exportName,

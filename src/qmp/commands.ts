@@ -248,7 +248,10 @@ export interface QmpCommands {
   'job-complete': Command<{ id: string }, Done>;
   'job-finalize': Command<{ id: string }, Done>;
   'job-dismiss': Command<{ id: string }, Done>;
-  'nbd-server-start': Command<{ addr: QemuOptions; 'max-connections'?: number }, Done>;
+  'nbd-server-start': Command<
+    { addr: QemuOptions; 'max-connections'?: number; 'handshake-max-seconds'?: number },
+    Done
+  >;
   'nbd-server-stop': Command<None, Done>;
   'block-export-add': Command<
     { type: 'nbd'; id: string; 'node-name': string; writable?: boolean; name?: string },
