@@ -67,6 +67,7 @@ test('a new LAN is told at once and before anything is measured, and its path jo
       done.push(`arrived ${address}`);
       return { joined: 'yes' as const };
     },
+    again: async () => ({ joined: 'none' as const }),
   };
   const { events } = await runUntil(
     { url: 'https://c1', connect, mptcp, attachment: () => inLan(lan), reportEveryMs: 60_000 },
@@ -86,6 +87,30 @@ test('a new LAN is told at once and before anything is measured, and its path jo
   assert.ok(events.some(({ kind }) => kind === 'joined'));
 });
 
+test('connections that cannot come to a new LAN are tried again until they have', async () => {
+  const { connect } = stage({ 'https://c1': here });
+  let lan = 1;
+  let tries = 0;
+  const mptcp = {
+    start: async () => {},
+    left: async () => {},
+    arrived: async () => ({ joined: 'no' as const }),
+    again: async () => ({ joined: ++tries < 3 ? ('no' as const) : ('yes' as const) }),
+  };
+  const { events } = await runUntil(
+    { url: 'https://c1', connect, mptcp, attachment: () => inLan(lan) },
+    (all) => {
+      if (all.some(({ kind }) => kind === 'reported')) lan = 2;
+      return all.some((each) => each.kind === 'joined' && each.joined === 'yes');
+    },
+  );
+  assert.deepEqual(
+    events.flatMap((each) => (each.kind === 'joined' ? [each.joined] : [])),
+    ['no', 'yes'],
+  );
+  assert.equal(tries, 3);
+});
+
 test('a radio without a LAN leaves, and the way over the cellular link is made', async () => {
   const { connect } = stage({ 'https://c1': here });
   let looks = 0;
@@ -94,6 +119,7 @@ test('a radio without a LAN leaves, and the way over the cellular link is made',
     start: async () => {},
     left: async () => void done.push('left'),
     arrived: async () => ({ joined: 'none' as const }),
+    again: async () => ({ joined: 'none' as const }),
   };
   const attachment = (): Attachment => {
     looks += 1;

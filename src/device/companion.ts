@@ -35,7 +35,7 @@ export interface CompanionOptions {
   /** Round trip in ms that the connections to this address have had of late; undefined if there are none. */
   measureConnections?: (address: string, signal: AbortSignal) => Promise<number | undefined>;
   /** Left out where the device has no MPTCP. */
-  mptcp?: Pick<MptcpDevice, 'start' | 'left' | 'arrived'>;
+  mptcp?: Pick<MptcpDevice, 'start' | 'left' | 'arrived' | 'again'>;
   onEvent: (event: CompanionEvent) => void;
   lookEveryMs?: number;
   reportEveryMs?: number;
@@ -56,6 +56,7 @@ export class DeviceCompanion {
   #neighbours: DeviceStatus['neighbours'] = [];
   #ownId: string | undefined;
   #vmAddress: string | undefined;
+  #radioAddress: string | undefined;
 
   constructor(options: CompanionOptions) {
     this.#options = options;
@@ -82,6 +83,7 @@ export class DeviceCompanion {
       const now = attachment();
       const hasMoved = now.radio?.address !== before.radio?.address;
       before = now;
+      this.#radioAddress = now.radio?.address;
       if (hasMoved) {
         this.#reconnect();
         const joined = this.#moved(now, signal).finally(() => joining.delete(joined));
@@ -104,8 +106,16 @@ export class DeviceCompanion {
     onEvent(radio ? { kind: 'arrived', address: radio.address } : { kind: 'left' });
     if (!mptcp) return;
     if (!radio) return mptcp.left(signal).catch(() => {});
-    const { joined } = await mptcp.arrived(radio, signal).catch(() => ({ joined: 'no' as const }));
+    const orNot = () => ({ joined: 'no' as const });
+    let { joined } = await mptcp.arrived(radio, signal).catch(orNot);
     onEvent({ kind: 'joined', joined });
+    // A connection without a path dies after a minute, and nobody else would make it another one.
+    const isHere = () => !signal.aborted && this.#radioAddress === radio.address;
+    while (joined === 'no' && isHere()) {
+      ({ joined } = await mptcp.again(signal).catch(orNot));
+      if (joined !== 'no') onEvent({ kind: 'joined', joined });
+      else await sleep(this.#lookEveryMs, undefined, { signal }).catch(() => {});
+    }
   }
 
   async #report(

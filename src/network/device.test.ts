@@ -82,6 +82,22 @@ test('a path over which nothing comes leaves the old one in place, until a later
   assert.deepEqual(done.slice(-2), ['endpoint delete id 1', 'endpoint delete id 2']);
 });
 
+test('a path over which nothing came at first joins when it is tried again, and the old one goes', async () => {
+  let isCut = true;
+  const { device, done } = fakeDevice({}, (address) => address === home.address || !isCut);
+  using _ = device;
+  await device.start(home, signal);
+  assert.deepEqual(await device.arrived(cafe, signal), { joined: 'no' });
+  assert.deepEqual(await device.again(signal), { joined: 'no' });
+  isCut = false;
+  assert.deepEqual(await device.again(signal), { joined: 'yes' });
+  assert.deepEqual(done.slice(-3), [
+    'endpoint delete id 3',
+    'endpoint add 10.2.0.200 dev wlan0 id 4 subflow fullmesh',
+    'endpoint delete id 1',
+  ]);
+});
+
 test('a path that does not answer is made again as another one', async () => {
   let tries = 0;
   const options = { joinTimeoutMs: 60_000, joinAgainMs: 5 };

@@ -83,6 +83,8 @@ export class MptcpDevice implements Disposable {
   #lastId = 0;
   readonly #listeners = new Set<(event: MptcpEvent) => void>();
   readonly #closing = new AbortController();
+  /** Aborted when the radio is in another LAN. */
+  #present = new AbortController();
 
   constructor(options: MptcpDeviceOptions) {
     this.#options = options;
@@ -112,9 +114,25 @@ export class MptcpDevice implements Disposable {
     const before = this.#radio;
     if (before && before.path.address === path.address && before.path.device === path.device)
       return { joined: 'none' };
+    // Whoever still waits for a path that has been left gives it up.
+    this.#present.abort();
+    this.#present = new AbortController();
+    if (before) this.#leftIds.push(before.id);
+    return this.#join(path, AbortSignal.any([signal, this.#present.signal]));
+  }
+
+  /** Once more, where nothing has come over the present path: the way to the VM may have been cut until now. */
+  async again(signal: AbortSignal): Promise<Roamed> {
+    if (!this.#radio) return { joined: 'none' };
+    const { path } = this.#radio;
+    const either = AbortSignal.any([signal, this.#present.signal]);
+    await this.#removeRadio(either);
+    return this.#join(path, either);
+  }
+
+  async #join(path: DevicePath, signal: AbortSignal): Promise<Roamed> {
     const hasConnections = await this.#hasConnections(signal);
     const whenJoined = hasConnections ? this.#whenJoined(path.address, signal) : undefined;
-    if (before) this.#leftIds.push(before.id);
     await this.#addRadio(path, signal);
     const hasJoined = whenJoined && (await this.#tryUntil(whenJoined, path, signal));
     const joined = hasJoined === undefined ? 'none' : hasJoined ? 'yes' : 'no';
@@ -133,12 +151,20 @@ export class MptcpDevice implements Disposable {
     for (;;) {
       const hasJoined = await Promise.race([whenJoined, sleep(joinAgainMs, undefined, { signal })]);
       if (hasJoined !== undefined) return hasJoined;
-      await this.#do([planEndpointRemoval(this.#radio!.id)], signal);
+      await this.#removeRadio(signal);
       await this.#addRadio(path, signal);
     }
   }
 
+  async #removeRadio(signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    const radio = this.#radio;
+    this.#radio = undefined;
+    if (radio) await this.#do([planEndpointRemoval(radio.id)], signal);
+  }
+
   async #addRadio(path: DevicePath, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
     this.#lastId = (this.#lastId % radioIds) + 1;
     await this.#do([planEndpoint(this.#lastId, path)], signal);
     this.#radio = { id: this.#lastId, path };
