@@ -17,8 +17,10 @@ IDLE_SECONDS = 600
 
 def sequence(offset):
     """PIECE bytes of the sequence: 32-bit words 0, 1, 2, ..., big-endian. `offset` is a multiple of PIECE."""
-    first = offset // 4
-    words = array.array("I", (word & 0xFFFFFFFF for word in range(first, first + PIECE // 4)))
+    first = offset // 4 % 2**32
+    # Made by the interpreter itself: one word after the other takes a guest without KVM most of its time. A whole
+    # number of pieces are a round of the words.
+    words = array.array("I", range(first, first + PIECE // 4))
     if sys.byteorder == "little":
         words.byteswap()
     return words.tobytes()
