@@ -2,9 +2,9 @@
  * The demo: three cloudlets in a lab of network namespaces, 20 ms and 350 Mbit/s between them, and a Debian guest that
  * serves a stream to a device over one connection. The device walks c1, c2, c3, c1; its VM follows by itself.
  *
- *   npm run demo [-- --continuity stretch] [-- --json] [-- --keep]
+ *   npm run demo [-- --continuity stretch|host-route] [-- --json] [-- --keep]
  *
- * By default the connection is MPTCP's and changes its addresses. With `--continuity stretch` it is plain TCP: the VM
+ * By default the connection is MPTCP's and changes its addresses. With `stretch` or `host-route` it is plain TCP: the VM
  * keeps its address, and so does the device at its end, its cellular one, while its radio walks. `--json` prints the
  * table as JSON and nothing else on standard output; `--keep` leaves the lab up.
  */
@@ -23,8 +23,10 @@ const { values: options } = parseArgs({
   },
 });
 const { continuity } = options;
-if (continuity !== 'mptcp' && continuity !== 'stretch')
-  throw new Error(`--continuity is '${continuity}', wanted mptcp or stretch`);
+if (continuity !== 'mptcp' && continuity !== 'stretch' && continuity !== 'host-route') {
+  console.error(`--continuity is '${continuity}', wanted mptcp, stretch or host-route`);
+  process.exit(2);
+}
 
 /** What a guest without KVM can send on a busy machine. */
 const streamBps = 2_000_000;
@@ -103,7 +105,7 @@ async function demo(lab: Lab): Promise<void> {
 const lab = await Lab.up({
   name: `w${process.pid.toString(36)}`,
   cloudlets: ['c1', 'c2', 'c3'],
-  devices: [{ name: 'phone', at: 'c1', ...(continuity === 'stretch' ? { cellular: {} } : {}) }],
+  devices: [{ name: 'phone', at: 'c1', ...(continuity === 'mptcp' ? {} : { cellular: {} }) }],
 });
 try {
   await demo(lab);

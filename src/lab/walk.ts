@@ -17,12 +17,12 @@ import { longestSilence } from './silence.ts';
 import { type StreamEnd, WalkPrograms } from './walk-programs.ts';
 
 export interface WalkOptions {
-  /** With one device, which starts at the first cloudlet; `tcp` wants its cellular link. */
+  /** With one device, which starts at the first cloudlet; plain TCP wants its cellular link. */
   lab: Lab;
   /** Of each daemon. */
   config: object;
   /** `mptcp`: the connections are MPTCP's. Else they are plain TCP, of the device's cellular address. */
-  continuity: Extract<Continuity, 'mptcp' | 'stretch'>;
+  continuity: Exclude<Continuity, 'none'>;
   streamBps: number;
   signal: AbortSignal;
   /** What happens, in a sentence. */
