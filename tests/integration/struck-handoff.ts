@@ -19,8 +19,8 @@ export interface Stage {
 
 export interface Strike {
   what: string;
-  /** Before the VM sets out, if not while its memory is on its way. */
-  early?: true;
+  /** Before it is asked for, while connections come to the next address, or (if missing) with memory on its way. */
+  when?: 'before' | 'joining';
   strike: (stage: Stage) => Promise<void>;
   /** How the connection was to go on; `mptcp` if missing. */
   continuity?: Continuity;
@@ -34,6 +34,8 @@ export interface Strike {
 const bandwidthBps = 40_000_000;
 const cutMs = 8000;
 const awayMs = 6000;
+/** Longer than a guest waits for its peers. */
+const goneMs = 35_000;
 
 export const strikes: Strike[] = [
   {
@@ -62,7 +64,7 @@ export const strikes: Strike[] = [
   },
   {
     what: 'the WAN is cut for 8 s while connections come to the next address',
-    early: true,
+    when: 'joining',
     mayStay: true,
     strike: async ({ guest }) => {
       await guest.lab.link('c1', 'c2', { isCut: true });
@@ -85,11 +87,10 @@ export const strikes: Strike[] = [
   },
   {
     what: 'the device is away when the VM sets out, and joins no address until it is there',
-    early: true,
+    when: 'before',
     continuity: 'stretch',
     strike: async ({ guest, to }) => {
-      // Longer than a guest waits for its peers.
-      await guest.lab.move('phone', { to: to.name, gapMs: 20_000 });
+      await guest.lab.move('phone', { to: to.name, gapMs: goneMs });
     },
   },
 ];
@@ -97,7 +98,7 @@ export const strikes: Strike[] = [
 /** The last, for nobody can wake the agent from outside: the guest itself does, much later. */
 export const withoutAgent: Strike = {
   what: 'the guest agent is silent',
-  early: true,
+  when: 'before',
   continuity: 'stretch',
   strike: async ({ from }) => {
     const script = 'sleep 0.5; systemctl stop qemu-guest-agent; sleep 60; systemctl start qemu-guest-agent';
@@ -114,11 +115,12 @@ export async function strikeHandoff(guest: WalkingGuest, one: Program, about: St
   await flows(one);
   const stage = { guest, from, to };
   await using here = new EventRecorder(from.viper);
-  const early = about.early ? about.strike(stage) : undefined;
-  // The radio is down, the link is cut, the agent is asleep by then.
+  const early = about.when === 'before' ? about.strike(stage) : undefined;
+  // The radio is down, the agent is asleep by then.
   if (early) await sleep(3000);
   const operation = await from.viper.migrateVm({ params: { vm: 'web' }, body: bodyOf(to) });
-  if (!early) {
+  if (about.when === 'joining') await about.strike(stage);
+  else if (!early) {
     const { migrationId } = operation.subject;
     await until('memory on its way', async () => {
       const { progress } = await from.viper.getMigration({ params: { migration: migrationId! } });
@@ -195,6 +197,15 @@ async function bringTogether(guest: WalkingGuest, at: LabCloudlet): Promise<void
 async function move(from: LabCloudlet, to: LabCloudlet): Promise<void> {
   const { attachment } = await from.viper.getVm({ params: { vm: 'web' } });
   const continuity: Continuity = attachment?.home ? 'stretch' : 'mptcp';
+  await using here = new EventRecorder(from.viper);
   const operation = await from.viper.migrateVm({ params: { vm: 'web' }, body: { to: to.name, continuity } });
+  const { migrationId } = operation.subject;
+  const told = await here.first(
+    'the way of its connections',
+    ({ kind, data }) => kind === 'vm.continuity' && data.migrationId === migrationId,
+  );
+  const isAsWanted = told.data.continuity === continuity;
+  const connections = isAsWanted ? '' : await sh(from.viper, 'web', 'ss -tniOH');
+  assert.ok(isAsWanted, `${JSON.stringify(told)}\n${connections}`);
   await from.viper.wait(operation, { timeoutMs: 2 * patienceMs });
 }
