@@ -54,8 +54,10 @@ export class Condenser {
   readonly #deltas: DeltaCache;
   readonly #everSent: PageSet;
   readonly #compressor: Compressor;
-  /** Buffers for batches that are compressed. */
+  /** Buffers for batches that are compressed, and for large ones that are not. */
   readonly #spare: Buffer[] = [];
+  /** By bodies on their way: the buffer that is free again when they have left. */
+  readonly #lent = new WeakMap<Uint8Array, Buffer>();
   #turn: Promise<unknown> = Promise.resolve();
   /** Of pages that were looked for, the share that was found. */
   #foundShare = 1;
@@ -96,10 +98,20 @@ export class Condenser {
     head.writeUInt32BE(body.length, 1);
     if (!scratch) return frameOf(frame.batch, head, digest, body);
     const squeezed = await this.#compressor.squeeze(body);
-    this.#spare.push(scratch);
+    this.#spare.push(wholeOf(scratch));
     this.#options.statistics.cpuMs.compress += squeezed.tookMs;
     head[0] = Number(squeezed.compressed);
     return frameOf(frame.batch, head, digest, squeezed.bytes);
+  }
+
+  /** Pieces that have left, whose buffers are used again. Who does not say so leaves them to the garbage collector. */
+  takeBack(pieces: readonly Uint8Array[]): void {
+    for (const piece of pieces) {
+      const buffer = this.#lent.get(piece);
+      if (!buffer) continue;
+      this.#lent.delete(piece);
+      this.#spare.push(buffer);
+    }
   }
 
   get hasSets(): boolean {
@@ -135,8 +147,13 @@ export class Condenser {
     if (digests) this.#options.onEncoded?.(batch, digests);
     const chosenAt = performance.now();
     const isSqueezed = this.#compressor.pays(writer.bytes, linkSpeed());
-    const scratch = isSqueezed ? (this.#spare.pop() ?? Buffer.allocUnsafeSlow(maxBatchBytes)) : undefined;
-    const body = writer.finish(scratch ?? Buffer.allocUnsafeSlow(writer.bytes));
+    // A small one that stays as it is would keep far more than itself.
+    const isPooled = isSqueezed || writer.bytes > maxBatchBytes / 2;
+    const buffer = isPooled ? this.#spare.pop() : undefined;
+    const room = isPooled ? maxBatchBytes : writer.bytes;
+    const body = writer.finish(buffer ?? Buffer.allocUnsafeSlow(room));
+    const scratch = isSqueezed ? body : undefined;
+    if (isPooled && !isSqueezed) this.#lent.set(body, wholeOf(body));
     const writtenAt = performance.now();
     const digest = Buffer.concat([digestOf(body), digestOf(joined(references))]);
     statistics.guestBytes += content.length;
@@ -231,6 +248,9 @@ export class Condenser {
     if (!this.#everSent.add(page)) this.#deltas.put(page, version);
   }
 }
+
+/** The buffer that this one is the beginning of. */
+const wholeOf = ({ buffer }: Buffer): Buffer => Buffer.from(buffer);
 
 const nothing = (digests: Buffer): Uint32Array => new Uint32Array(digests.length / digestBytes).fill(noBlock);
 

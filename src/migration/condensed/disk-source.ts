@@ -81,7 +81,12 @@ export class DiskSource implements Backend {
   constructor(options: DiskSourceOptions) {
     this.#options = options;
     const { link, limitBps } = options;
-    this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps });
+    this.#outbox = new Outbox({
+      link,
+      signal: this.#abort.signal,
+      limitBps,
+      onSent: (pieces) => this.#condenser?.takeBack(pieces),
+    });
   }
 
   get statistics(): EngineStatistics {

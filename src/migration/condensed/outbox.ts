@@ -27,6 +27,8 @@ export interface OutboxOptions {
    * takes time and gives little. None if absent.
    */
   reserveBytes?: () => number;
+  /** The link has taken these pieces of a frame, which may be used again. */
+  onSent?: (pieces: readonly Uint8Array[]) => void;
 }
 
 const sizeOf = (pieces: readonly Uint8Array[]): number => pieces.reduce((sum, { length }) => sum + length, 0);
@@ -156,6 +158,7 @@ export class Outbox {
       });
     link.uncork();
     await Promise.race([written.promise, this.#failed.promise]);
+    this.#options.onSent?.(pieces);
     const frameBytes = sizeOf(pieces);
     this.sentBytes += frameBytes;
     const limit = limitBps();
