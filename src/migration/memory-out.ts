@@ -65,8 +65,8 @@ export interface MemoryAgent {
    */
   drain(): void;
   noteRound(round: number, remainingBytes: number): void;
-  /** What it has taken before it began to drain is over the link. */
-  readonly isClear: boolean;
+  /** It has drained for long enough to know what the VM writes all the time, and all that it sent before is over the link. */
+  readonly isSampled: boolean;
   /** Bytes of changed memory that get over in a second; `undefined` while nobody knows. */
   readonly changesPerSecond: number | undefined;
 }
@@ -81,7 +81,7 @@ export async function sendMemory(
   using wakeUps = new WakeUps(qmp, ['MIGRATION', 'MIGRATION_PASS']);
   await qmp.execute('migrate', { uri: `unix:${options.socketPath}` }, { signal });
   const rounds: Round[] = [];
-  let draining: { round: number; atMs: number; bytes: number } | undefined;
+  let draining: { bytes: number; sampledAtMs?: number } | undefined;
   let stoppedByUs = false;
   let isContinued = false;
   for (;;) {
@@ -96,18 +96,15 @@ export async function sendMemory(
       isContinued = true;
     }
     if (info.status === 'completed') return { stoppedByUs };
-    const round = rounds.at(-1)?.number ?? 0;
     if (draining && options.agent) {
-      const size = switchoverBytes({
-        isClear: options.agent.isClear,
-        rounds: round - draining.round,
-        tookMs: performance.now() - draining.atMs,
-      });
+      if (options.agent.isSampled) draining.sampledAtMs ??= performance.now();
+      const { sampledAtMs } = draining;
+      const size = switchoverBytes(sampledAtMs === undefined ? undefined : performance.now() - sampledAtMs);
       if (size !== draining.bytes) await setSwitchoverSize(qmp, size, options.limits().downtimeMs);
       draining.bytes = size;
     } else if (info.status === 'active' && options.agent && isTimeForPostcopy(mode, rounds)) {
       await setSwitchoverSize(qmp, sampledBytes, options.limits().downtimeMs);
-      draining = { round, atMs: performance.now(), bytes: sampledBytes };
+      draining = { bytes: sampledBytes };
       options.agent.drain();
     } else if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
       // QEMU would let the VM run again if the switch to post-copy failed; a VM that we stopped it leaves alone.

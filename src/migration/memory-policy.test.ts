@@ -41,18 +41,10 @@ test('where the speed of the link is known, auto goes over as soon as a round wo
   assert.equal(isTimeForPostcopy('precopy', [first, round(2, 8000, 7000)]), false);
 });
 
-test('a VM goes over when some rounds have shown what is hot and the link is clear, and in the end whatever it does', () => {
-  const waits = (isClear: boolean, rounds: number, tookMs: number) =>
-    switchoverBytes({ isClear, rounds, tookMs }) === sampledBytes;
-  assert.ok(waits(true, 1, 100));
-  assert.ok(!waits(true, 5, 100) && !waits(true, 1, 900));
-  assert.ok(waits(false, 50, 5000));
-  assert.ok(!waits(false, 50, 10_500));
-  const bytes = (rounds: number, tookMs: number) => switchoverBytes({ isClear: true, rounds, tookMs });
-  assert.ok(bytes(9, 2000) > bytes(9, 900) * 1000);
-  // Its first pass is not over yet: to stop it now would be to stop it for all that is left.
-  assert.equal(bytes(0, 3000), bytes(9, 900));
-  assert.ok(bytes(0, 12_000) > bytes(9, 900) * 1000);
+test('a VM goes over when it is known what is hot, and in the end whatever it does', () => {
+  assert.equal(switchoverBytes(undefined), sampledBytes);
+  assert.ok(switchoverBytes(0) > sampledBytes);
+  assert.ok(switchoverBytes(2000) > switchoverBytes(0) * 1000);
 });
 
 test('a pre-copy whose rounds get shorter makes a short pause, and the long one it may make only when they do not', () => {

@@ -54,26 +54,19 @@ export function pauseMs(mode: MigrationMode, rounds: readonly Round[], downtimeM
 const hasStalled = (before: Round, after: Round): boolean =>
   after.remainingBytes > before.remainingBytes * stalledShare;
 
-/** While pages are only noted, the first size lets short rounds show which pages the guest writes all the time. */
-export const sampledBytes = 64 * KiB;
-/** What QEMU gets rid of in a moment. */
+/** Less than a page: only a guest that writes nothing at all is stopped so soon. */
+export const sampledBytes = 4 * KiB;
+/** What QEMU gets rid of in a moment, since its pages are only noted. */
 const drainedBytes = 8 * MiB;
 const anyBytes = 10 ** 12;
-const sampledRounds = 5;
-const sampledMs = 800;
-/** A guest that writes faster than that is stopped all the same; and one whose link does not get clear. */
+/** A guest that writes faster than that is stopped all the same. */
 const drainedMs = 1000;
-const clearMs = 10_000;
 
 /**
- * With so many bytes left QEMU is to stop the VM that goes over to post-copy. `isClear`: what was sent before has left, so
- * that the VM stands still for what comes now alone. `rounds` and `tookMs`: since its pages are only noted.
+ * With so many bytes left QEMU is to stop the VM that goes over to post-copy. `sampledMs`: since it is known which pages
+ * the VM writes all the time; `undefined` until then.
  */
-export function switchoverBytes(drain: { isClear: boolean; rounds: number; tookMs: number }): number {
-  const { isClear, rounds, tookMs } = drain;
-  if (tookMs > clearMs + drainedMs) return anyBytes;
-  if (!isClear && tookMs < clearMs) return sampledBytes;
-  if (rounds < sampledRounds && tookMs < sampledMs) return sampledBytes;
-  const isFast = rounds >= sampledRounds && tookMs > sampledMs + drainedMs;
-  return isFast ? anyBytes : drainedBytes;
+export function switchoverBytes(sampledMs: number | undefined): number {
+  if (sampledMs === undefined) return sampledBytes;
+  return sampledMs > drainedMs ? anyBytes : drainedBytes;
 }

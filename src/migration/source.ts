@@ -596,8 +596,8 @@ export class SourceMigration {
         const { changesPerSecond = 0 } = agent() ?? {};
         this.#step('round', { round, remainingBytes, changesPerSecond: Math.round(changesPerSecond) });
       },
-      get isClear() {
-        return agent()?.isClear ?? true;
+      get isSampled() {
+        return agent()?.isSampled ?? true;
       },
       get changesPerSecond() {
         return agent()?.changesPerSecond;

@@ -142,21 +142,25 @@ test('a destination that cannot read its QEMU gets pages that refer to no others
 
 test('in hybrid, what is written after the first pass comes after the guest, each page once', async (context) => {
   const ram = filledRam();
-  const hot = [1, 2, 3, 650, 699];
+  // More than a link of this rate takes in a moment; what is hottest goes before the guest runs there.
+  const limitBps = 40_000_000;
+  const written = allPages(ram).slice(0, 300);
   const moved = await move({
     ram,
     mode: 'postcopy',
-    rounds: [allPages(ram), hot, [1, 2]],
+    rounds: [allPages(ram), written, [1, 2]],
     between: (round, agent) => {
       if (round === 0) agent.drain();
-      for (const page of hot) ram.page(page).fill(100 + round);
+      for (const page of written) randomBytes(pageBytes).copy(ram.page(page));
     },
-    touches: [650, 2, 2, 5],
+    touches: [299, 2, 2, 305],
+    limitBps,
   });
   assertMoved(context, moved);
+  const { postcopyPages, requestedPages } = moved.statistics;
   assert.equal(moved.qemu.isPostcopy, true);
-  assert.equal(moved.statistics.postcopyPages, hot.length);
-  assert.equal(moved.statistics.requestedPages, 2);
+  assert.ok(postcopyPages > 0 && postcopyPages < written.length, `${postcopyPages} pages`);
+  assert.equal(requestedPages, 1, 'neither what had come nor what is hot');
 });
 
 test('in post-copy everything comes after the guest', async (context) => {

@@ -3,8 +3,10 @@
  *
  *   copying   each page that QEMU writes goes out, condensed; a slow link holds QEMU back, so that its own estimate of
  *             the bandwidth stays true
- *   draining  (post-copy) QEMU's pages are only noted as *pending*, at full speed, so it converges whatever the guest
- *             does; what they contain is read later from the memory of the VM, which stands still then
+ *   draining  (post-copy) QEMU's pages are only noted as *pending*, so it converges whatever the guest does; what they
+ *             contain is read later from the memory of the VM, which stands still then. It begins when all that was sent
+ *             has left, so that nothing waits behind that; QEMU waits meanwhile, and the guest runs. First it is read
+ *             slowly: each of its rounds then shows which pages the guest has written in a moment
  *   serving   QEMU is done. Pending pages follow, those first that the destination asks for
  *
  * Relayed: in `serving`, what the destination does not take as fast as it is read goes to relays, and the destination is
@@ -19,7 +21,7 @@ import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
 import type { SessionStats } from '../../link/index.ts';
 import type { EngineStatistics } from '../../model/migration.ts';
-import { KiB, MiB } from '../../model/units.ts';
+import { MiB } from '../../model/units.ts';
 import { isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
 import { delay } from '../../qmp/index.ts';
 import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../stream/index.ts';
@@ -66,10 +68,8 @@ const decompress = promisify(zstdDecompress);
 /** Pushed at once while the guest waits for others: short, so that what it asks for is not long in coming. */
 const pushPages = 64;
 const leastPushPages = 8;
-/** A link may always have so much under way as it carries in this time, within bounds. */
-const queueMs = 20;
-const leastQueueBytes = 64 * KiB;
-const mostQueueBytes = 256 * KiB;
+/** Of what is pushed at once on a slow link. */
+const pushMs = 20;
 /** Relayed: a guest that has asked for something lately is about to ask for more, and others can take what is left. */
 const calmMs = 300;
 const shallowPollMs = 2;
@@ -83,6 +83,9 @@ const mostWords = 63;
 const mostReserveBytes = 8 * MiB;
 /** So long the link may take for what changes most before the VM runs at the destination, which would ask for it at once. */
 const hotMs = 80;
+/** QEMU's rounds while it is read slowly, and for how long it is. */
+const sampleRoundMs = 40;
+const sampleMs = 500;
 /** At a time, so that what is too much is noticed soon. */
 const hotPages = 64;
 const hotBatches = 2;
@@ -114,6 +117,9 @@ export class SourceAgent {
   #pending = new PageSet(0);
   /** Pages that QEMU has not written even once. */
   #unseen = new PageSet(0);
+  #isDrainWanted = false;
+  /** Since when it has drained, the first pass over the memory left out. */
+  #sampledSince: number | undefined;
   /** In how many of the short rounds of draining each page was written. */
   #heat = new Uint8Array(0);
   #round = 1;
@@ -124,7 +130,6 @@ export class SourceAgent {
   #warm: number[] = [];
   #warmAt = 0;
   #nextPush = 0;
-  #leastRttMs = Number.POSITIVE_INFINITY;
   /** When the destination last asked for something. */
   #wantedAt = Number.NEGATIVE_INFINITY;
   readonly #gate = new RelayGate();
@@ -146,8 +151,15 @@ export class SourceAgent {
     const isUrgent = () => !this.#isHurried && (this.#round > 1 || this.#state !== 'copying');
     // The disk changes meanwhile: a page that refers to it must not be long on its way.
     const reserveBytes = () => (isUrgent() || this.#refersToDisk ? 0 : mostReserveBytes);
-    this.#outbox = new Outbox({ link, signal: this.#abort.signal, limitBps, isUrgent, reserveBytes });
-    if (options.drainAtOnce) this.drain();
+    this.#outbox = new Outbox({
+      link,
+      signal: this.#abort.signal,
+      limitBps,
+      isUrgent,
+      reserveBytes,
+      onSent: (pieces) => this.#condenser?.takeBack(pieces),
+    });
+    if (options.drainAtOnce && this.#canDrain) this.#state = 'draining';
   }
 
   get statistics(): EngineStatistics {
@@ -159,9 +171,8 @@ export class SourceAgent {
 
   /** From now on pages are pending. Without access to the VM's memory it goes on as before. */
   drain(): void {
-    if (this.#state !== 'copying' || !this.#options.memory || this.#options.mode === 'precopy') return;
-    this.#state = 'draining';
-    this.#heat.fill(0);
+    if (this.#state !== 'copying' || !this.#canDrain) return;
+    this.#isDrainWanted = true;
     this.#outbox.kick();
   }
 
@@ -170,15 +181,21 @@ export class SourceAgent {
     this.#isHurried = isStopped;
   }
 
-  /** Draining, and what was sent before has left: what comes now goes over at once. */
-  get isClear(): boolean {
-    return this.#outbox.isIdle && isShallow(this.#options.link);
+  get #canDrain(): boolean {
+    return this.#options.memory !== undefined && this.#options.mode !== 'precopy';
+  }
+
+  /** It has drained long enough to know which pages the guest writes all the time. */
+  get isSampled(): boolean {
+    if (!this.#canDrain) return true;
+    return this.#sampledSince !== undefined && performance.now() - this.#sampledSince > sampleMs;
   }
 
   /** QEMU has begun another round. */
   noteRound(round: number): void {
     if (round <= this.#round) return;
     this.#round = round;
+    if (this.#state === 'draining') this.#sampledSince ??= performance.now();
     const { guestBytes } = this.statistics;
     const wireBytes = this.#outbox.madeBytes;
     const guest = guestBytes - this.#atRound.guestBytes;
@@ -245,6 +262,7 @@ export class SourceAgent {
   #refersToDisk = false;
 
   async #copy(qemu: Readable): Promise<void> {
+    let isRoundOver = false;
     const parser = new StreamParser({
       opening: (bytes) => {
         this.#opening = Buffer.from(bytes);
@@ -255,6 +273,7 @@ export class SourceAgent {
       },
       sectionEnds: (kind) => {
         if (kind === 'start') this.#sendLayout();
+        isRoundOver = true;
       },
       page: (page, buffer, at) => this.#page(page, buffer, at),
       zeroPage: (page) => this.#zeroPage(page),
@@ -266,15 +285,33 @@ export class SourceAgent {
     });
     let isPlain = false;
     for await (const bytes of qemu) {
+      if (this.#isDrainWanted && this.#state === 'copying' && !isPlain) await this.#beginToDrain();
       if (isPlain) this.#outbox.send(encodeFrame(frame.rest, bytes));
       else isPlain = this.#parse(parser, bytes);
       if (!this.#batch.isEmpty && this.#outbox.isIdle) this.#flush();
       // What is only noted needs no room.
       while (this.#state === 'copying' && !this.#outbox.hasRoom) await this.#outbox.change();
+      if (isRoundOver && this.#sampledSince !== undefined && !this.isSampled)
+        await Promise.race([delay(sampleRoundMs, this.#abort.signal), this.#outbox.failed]);
+      isRoundOver = false;
     }
     if (isPlain) return;
     parser.end();
     await this.#sendTail();
+  }
+
+  async #beginToDrain(): Promise<void> {
+    this.#flush();
+    while (!this.#outbox.isIdle) await this.#outbox.change();
+    await this.#untilLinkIsClear();
+    this.#state = 'draining';
+    this.#heat.fill(0);
+    this.#sampledSince = performance.now();
+  }
+
+  async #untilLinkIsClear(): Promise<void> {
+    while (!isShallow(this.#options.link))
+      await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
   }
 
   /** True when the stream goes on as it is, since it holds what we do not know. */
@@ -571,7 +608,7 @@ export class SourceAgent {
     const { link } = this.#options;
     if (!('stats' in link)) return pushPages;
     const { deliveryRateBps } = link.stats as SessionStats;
-    const pages = Math.floor(((deliveryRateBps / 8000) * queueMs) / pageBytes);
+    const pages = Math.floor(((deliveryRateBps / 8000) * pushMs) / pageBytes);
     return Math.min(pushPages, Math.max(leastPushPages, pages));
   }
 
@@ -582,25 +619,13 @@ export class SourceAgent {
   }
 
   get #isLinkOpen(): boolean {
-    return this.#outbox.isIdle && this.#isLinkShallow;
+    return this.#outbox.isIdle && isShallow(this.#options.link);
   }
 
   /** What the link holds is what a page that the guest waits for stands behind: no more than keeps it busy. */
   async #untilLinkIsShallow(): Promise<void> {
-    while (this.#wants.length === 0 && !this.#isEnded && !this.#isLinkShallow)
+    while (this.#wants.length === 0 && !this.#isEnded && !isShallow(this.#options.link))
       await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
-  }
-
-  get #isLinkShallow(): boolean {
-    const { link } = this.#options;
-    if (!('stats' in link)) return true;
-    const { unacknowledgedBytes, deliveryRateBps, rttMs } = link.stats as SessionStats;
-    // A round trip takes longer when bytes queue, which they must not be let to do because of that.
-    if (rttMs !== null) this.#leastRttMs = Math.min(this.#leastRttMs, rttMs);
-    const bytesPerMs = deliveryRateBps / 8000;
-    const inFlightBytes = Number.isFinite(this.#leastRttMs) ? bytesPerMs * this.#leastRttMs : 0;
-    const queueBytes = Math.min(mostQueueBytes, Math.max(leastQueueBytes, bytesPerMs * queueMs));
-    return unacknowledgedBytes <= Math.max(queueBytes, inFlightBytes * 1.5);
   }
 
   /** What was asked for, with what lies behind it. */
