@@ -5,7 +5,7 @@
  * report is made of all of them; `--docs` puts it into `docs`.
  *
  *   npm run bench:wan -- [--full | --rates 60,350 --rtts 20,150 | --cells 60/20/0,350/150/8/golden] [--writers 0,8,32] [--movers precopy,condensed]
- *                        [--holds image,golden] [--rounds N] [--mode auto] [--bound SECONDS] [--report] [--fresh] [--docs]
+ *                        [--holds image,golden,stayed] [--overlay] [--rounds N] [--mode auto] [--bound SECONDS] [--report] [--fresh] [--docs]
  */
 import { execFile } from 'node:child_process';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
@@ -15,16 +15,18 @@ import { promisify } from 'node:util';
 import { Lab } from '../lab/lab.ts';
 import { type Cell, isStock, type Mover, parseWanted, type Wanted } from './wan/grid.ts';
 import { type WarmGuest, warmGuest } from './wan/guest.ts';
-import { type Measured, Results } from './wan/measured.ts';
+import { type Measured, Results, type Run } from './wan/measured.ts';
 import { computeMinimum, type Minimum } from './wan/minimum.ts';
+import { type OverlayRun, runOverlay } from './wan/overlay.ts';
 import { joinableLab, joinLans } from './wan/places.ts';
-import { csvOf, figuresOf, markdownOf } from './wan/report.ts';
+import { csvOf, figuresOf, markdownOf, overlayText } from './wan/report.ts';
 import { runStock } from './wan/stock.ts';
 import { openViperWorld, runViper, type ViperWorld } from './wan/viper.ts';
 
 const root = path.resolve(import.meta.dirname, '../..');
 const directory = process.env.RESULTS ?? path.join(root, 'results/wan');
-const results = new Results(path.join(directory, 'runs.jsonl'));
+const results = new Results<Run>(path.join(directory, 'runs.jsonl'));
+const overlays = new Results<OverlayRun>(path.join(directory, 'overlays.jsonl'));
 const began = performance.now();
 const say = (text: string): void => {
   console.error(`${((performance.now() - began) / 1000).toFixed(1).padStart(7)} s  ${text}`);
@@ -45,6 +47,16 @@ async function measure(wanted: Wanted): Promise<void> {
   ).stdout.trim();
   await using opened = new AsyncDisposableStack();
   let world: ViperWorld | undefined;
+  if (wanted.overlay) {
+    const [cell] = wanted.cells;
+    world = opened.use(await openViperWorld(lab, guest));
+    await lab.link('c1', 'c2', { rttMs: cell!.rttMs, rateBps: cell!.rateMbps * 1e6 });
+    const load = loadavg()[0]!;
+    const run = await runOverlay(world, { guest, boundMs: wanted.boundMs });
+    await overlays.add({ at: new Date().toISOString(), commit, load, cell: cell!, ...run });
+    say(`overlay: ${JSON.stringify(run)}`);
+    return;
+  }
   for (let round = 0; round < wanted.rounds; round += 1)
     for (const cell of wanted.cells)
       for (const mover of wanted.movers) {
@@ -109,6 +121,7 @@ async function report(): Promise<void> {
     'runs at the commit at which it was measured last.',
   ];
   const figures = figuresOf(runs);
+  const ofOverlays = overlayText(await overlays.all());
   const text = markdownOf(runs, minimum, [
     ...notes,
     '',
@@ -118,7 +131,7 @@ async function report(): Promise<void> {
   ]);
   const to = wanted.toDocs ? path.join(root, 'docs') : directory;
   for (const [name, content] of [
-    ['bench-wan.md', `${text}\n`],
+    ['bench-wan.md', `${text}${ofOverlays}\n`],
     ['bench-wan-total.svg', figures.total],
     ['bench-wan-gap.svg', figures.gap],
   ] as const)

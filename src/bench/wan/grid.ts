@@ -25,10 +25,13 @@ export interface Cell {
   rttMs: number;
   /** MB/s that the guest rewrites meanwhile; 0 for an idle one. */
   writerMBps: number;
-  /** What the destination has before: the base image alone, or the golden snapshot too. */
+  /**
+   * What the destination has before: the base image alone, the golden snapshot too, or what stayed behind when the VM
+   * left it a minute ago.
+   */
   holds: Holds;
 }
-const holdings = ['image', 'golden'] as const;
+const holdings = ['image', 'golden', 'stayed'] as const;
 export type Holds = (typeof holdings)[number];
 
 export interface Wanted {
@@ -38,6 +41,8 @@ export interface Wanted {
   /** A migration that has not ended by then never does. */
   boundMs: number;
   mode: 'precopy' | 'hybrid' | 'auto';
+  /** Instead of the grid: a VM with a large disk of its own, over the first cell's link. */
+  overlay: boolean;
   /** Measures nothing: makes the report from what was measured before. */
   reportOnly: boolean;
   /** Forgets what was measured before. */
@@ -60,6 +65,7 @@ export function parseWanted(argv: readonly string[]): Wanted {
       rounds: { type: 'string', default: '1' },
       bound: { type: 'string', default: '180' },
       mode: { type: 'string', default: 'auto' },
+      overlay: { type: 'boolean', default: false },
       report: { type: 'boolean', default: false },
       fresh: { type: 'boolean', default: false },
       docs: { type: 'boolean', default: false },
@@ -104,6 +110,7 @@ export function parseWanted(argv: readonly string[]): Wanted {
       rounds: numbers('rounds', values.rounds, [])[0]!,
       boundMs: numbers('bound', values.bound, [])[0]! * 1000,
       mode: all('mode', values.mode, ['precopy', 'hybrid', 'auto'] as const)[0]!,
+      overlay: values.overlay,
       reportOnly: values.report,
       fresh: values.fresh,
       toDocs: values.docs,

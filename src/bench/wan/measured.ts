@@ -34,19 +34,19 @@ export interface Run extends Measured {
   mode?: string;
 }
 
-export class Results {
+export class Results<Item> {
   readonly #file: string;
 
   constructor(file: string) {
     this.#file = file;
   }
 
-  async add(run: Run): Promise<void> {
+  async add(run: Item): Promise<void> {
     await mkdir(path.dirname(this.#file), { recursive: true });
     await appendFile(this.#file, `${JSON.stringify(run)}\n`);
   }
 
-  async all(): Promise<Run[]> {
+  async all(): Promise<Item[]> {
     const text = await readFile(this.#file, 'utf8').catch(() => '');
     return text
       .split('\n')

@@ -6,10 +6,9 @@ import { createReadStream } from 'node:fs';
 import { promisify } from 'node:util';
 import { constants, zstdCompress } from 'node:zlib';
 import { MiB } from '../../model/units.ts';
-import { contentSource, digestBlocks, digestBytes } from '../../pages/index.ts';
+import { contentSource, digestBlocks, digestBytes, isZeroBlock } from '../../pages/index.ts';
 import { pageBytes, StreamParser } from '../../stream/index.ts';
 import { openDiskContent } from '../../vm/disk-content.ts';
-import type { Holds } from './grid.ts';
 import type { WarmGuest } from './guest.ts';
 
 const compress = promisify(zstdCompress);
@@ -18,7 +17,12 @@ const params = { [constants.ZSTD_c_compressionLevel]: 1 };
 export interface Minimum {
   nonZeroPages: number;
   /** By what the destination holds: pages that remain, and their bytes compressed. */
-  unique: Record<Holds, { pages: number; bytes: number }>;
+  unique: Record<'image' | 'golden', Amount>;
+}
+
+interface Amount {
+  pages: number;
+  bytes: number;
 }
 
 export async function computeMinimum(guest: WarmGuest): Promise<Minimum> {
@@ -43,6 +47,37 @@ export async function computeMinimum(guest: WarmGuest): Promise<Minimum> {
   };
 }
 
+/** Unique blocks of these contents together that the image has not, and their bytes compressed. */
+export async function uniqueBeside(
+  imageFile: string,
+  contents: readonly AsyncIterable<Buffer>[],
+): Promise<Amount> {
+  const seen = await imageDigests(imageFile);
+  const inBatch = MiB / pageBytes;
+  const total = { pages: 0, bytes: 0 };
+  let batch: Buffer[] = [];
+  const pack = async () => {
+    const { pages, bytes } = await sizeOf(batch);
+    total.pages += pages;
+    total.bytes += bytes;
+    batch = [];
+  };
+  for (const content of contents)
+    for await (const piece of content) {
+      const digests = digestBlocks(piece).toString('latin1');
+      for (let index = 0; index < piece.length / pageBytes; index += 1) {
+        const key = digests.slice(index * digestBytes, (index + 1) * digestBytes);
+        const page = piece.subarray(index * pageBytes, (index + 1) * pageBytes);
+        if (seen.has(key) || isZeroBlock(page, 0)) continue;
+        seen.add(key);
+        batch.push(Buffer.from(page));
+        if (batch.length === inBatch) await pack();
+      }
+    }
+  await pack();
+  return total;
+}
+
 const keyOf = (page: Buffer): string => digestBlocks(page).toString('latin1');
 
 async function imageDigests(file: string): Promise<Set<string>> {
@@ -63,7 +98,7 @@ async function eachPage(file: string, take: (page: Buffer) => void): Promise<voi
   for await (const bytes of createReadStream(file, { highWaterMark: MiB })) parser.push(bytes);
 }
 
-async function sizeOf(pages: readonly Buffer[]): Promise<{ pages: number; bytes: number }> {
+async function sizeOf(pages: readonly Buffer[]): Promise<Amount> {
   const inBatch = MiB / pageBytes;
   let bytes = 0;
   for (let at = 0; at < pages.length; at += inBatch)

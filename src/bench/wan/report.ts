@@ -4,6 +4,7 @@ import { barChart } from '../svg.ts';
 import { type Cell, isStock, type Mover, moverNames, movers } from './grid.ts';
 import type { Run } from './measured.ts';
 import type { Minimum } from './minimum.ts';
+import type { OverlayRun } from './overlay.ts';
 
 interface Row {
   cell: Cell;
@@ -55,8 +56,9 @@ export function rowsOf(runs: readonly Run[]): Row[] {
 }
 
 /** What the link leaves of a handoff of the guest: its unique bytes at the link's rate, and 4 round trips. */
-export const physicsMs = ({ rateMbps, rttMs, holds }: Cell, minimum: Minimum): number =>
-  (minimum.unique[holds].bytes * 8) / (rateMbps * 1000) + 4 * rttMs;
+export const physicsMs = ({ rateMbps, rttMs, holds }: Cell, minimum: Minimum): number | undefined =>
+  // What a guest has changed while it was away depends on the minute.
+  holds === 'stayed' ? undefined : (minimum.unique[holds].bytes * 8) / (rateMbps * 1000) + 4 * rttMs;
 
 const wantedGapMs = ({ rttMs }: Cell): number => 1.5 * rttMs + 200;
 
@@ -102,14 +104,15 @@ function tableOf(some: readonly Row[], rows: readonly Row[], minimum: Minimum): 
         !stock || isStock(mover) || !converged
           ? ''
           : `${stock.converged ? '' : '> '}${(stock.totalMs / totalMs).toFixed(1)}`;
+      const physics = physicsMs(cell, minimum);
       const load = runs.map((run) => run.load.toFixed(1)).join(' ');
       return [
         `${cell.rateMbps}M ${cell.rttMs} ms`,
         nameOf(row),
         converged ? seconds(totalMs) : `never in ${seconds(totalMs)}`,
         faster,
-        mover === 'condensed' && converged && cell.writerMBps === 0
-          ? (totalMs / physicsMs(cell, minimum)).toFixed(2)
+        mover === 'condensed' && converged && cell.writerMBps === 0 && physics
+          ? (totalMs / physics).toFixed(2)
           : '',
         converged ? gapMs.toFixed(0) : '',
         isStock(mover) ? '' : wantedGapMs(cell).toFixed(0),
@@ -120,6 +123,23 @@ function tableOf(some: readonly Row[], rows: readonly Row[], minimum: Minimum): 
       ];
     }),
   );
+}
+
+/** The last run of a VM with a large disk of its own; nothing if there was none. */
+export function overlayText(runs: readonly OverlayRun[]): string {
+  const last = runs.at(-1);
+  if (!last) return '';
+  const { cell, totalMs, engineBytes, wireBytes, uniqueBytes, at, load } = last;
+  const [engine, wire, unique] = [engineBytes, wireBytes, uniqueBytes].map((bytes) =>
+    (bytes / 1e6).toFixed(1),
+  );
+  return [
+    '\n\n## Nothing shared but the image',
+    '',
+    `The same guest with 1 GB of its own on its disk, half of it in the page cache as well; disk and memory move (${at}, load`,
+    `${load.toFixed(1)}, ${cell.rateMbps}M ${cell.rttMs} ms): ${seconds(totalMs)} s, ${engine} MB from the engine (${wire} MB on the wire), where the unique`,
+    `content of disk and memory together is ${unique} MB in zstd -1: ${(engineBytes / uniqueBytes).toFixed(2)} times as much (wanted at most 1.2).`,
+  ].join('\n');
 }
 
 export function csvOf(runs: readonly Run[]): string {

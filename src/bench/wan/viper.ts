@@ -1,6 +1,6 @@
 /** The same guest moved by Viper, between two daemons in the lab, over the same WAN and on a disk that both open. */
 import { openAsBlob } from 'node:fs';
-import { copyFile, mkdir, readFile, stat, symlink } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { statePaths } from '../../daemon/paths.ts';
@@ -11,6 +11,7 @@ import { nowMs } from '../../lab/probes/echo.ts';
 import { EchoClient } from '../../lab/probes/echo-client.ts';
 import { execute } from '../../lab/runner.ts';
 import { newId } from '../../model/ids.ts';
+import { GiB } from '../../model/units.ts';
 import type { SnapshotRecord } from '../../model/vm.ts';
 import { imageFile } from '../../vm/images.ts';
 import type { Cell, Holds, Mover, Wanted } from './grid.ts';
@@ -19,6 +20,8 @@ import type { Measured } from './measured.ts';
 import { wanBytes } from './places.ts';
 
 const vm = 'moving';
+/** How long a VM stays away before its way back is measured. */
+const awayMs = 60_000;
 const settleMs = 500;
 const calmMs = 1000;
 const patienceMs = 120_000;
@@ -56,15 +59,25 @@ export async function openViperWorld(lab: Lab, guest: WarmGuest): Promise<ViperW
   let held: Holds = 'image';
   const hold = async (holds: Holds): Promise<void> => {
     if (holds === held) return;
-    held = holds;
     for (const cloudlet of [source, destination]) {
+      if (held === 'golden') await cloudlet.viper.deleteSnapshot({ params: { snapshot: 'golden' } });
       if (holds === 'golden') await plant(cloudlet, 'golden', guest, guest.golden);
-      else await cloudlet.viper.deleteSnapshot({ params: { snapshot: 'golden' } });
+      if (holds === 'stayed' || held === 'stayed') await keepMemory(cloudlet, holds === 'stayed');
       await untilSnapshotsIndexed(cloudlet);
     }
+    held = holds;
   };
   const all = undo.move();
   return { lab, source, destination, hold, [Symbol.asyncDispose]: () => all.disposeAsync() };
+}
+
+/** Whether what a VM leaves behind stays, from the daemon's next start on. */
+async function keepMemory(cloudlet: LabCloudlet, keeps: boolean): Promise<void> {
+  await cloudlet.stop();
+  const file = path.join(cloudlet.directory, 'config.json');
+  const config = JSON.parse(await readFile(file, 'utf8'));
+  await writeFile(file, JSON.stringify({ ...config, keptMemoryBytes: keeps ? 4 * GiB : 0 }));
+  await cloudlet.start();
 }
 
 async function untilSnapshotsIndexed({ viper }: LabCloudlet): Promise<void> {
@@ -119,14 +132,24 @@ export async function runViper(
   world: ViperWorld,
   options: { mover: Mover; cell: Cell; mode: Wanted['mode']; boundMs: number },
 ): Promise<Measured> {
-  const { lab, source, destination } = world;
+  const { lab } = world;
   const { mover, cell, mode, boundMs } = options;
   await using undo = new AsyncDisposableStack();
-  await source.viper.wait(
-    await source.viper.createVm({ body: { name: vm, snapshot: 'warm', storage: 'shared' } }),
+  await world.source.viper.wait(
+    await world.source.viper.createVm({ body: { name: vm, snapshot: 'warm', storage: 'shared' } }),
     { timeoutMs: patienceMs },
   );
   undo.defer(() => removeVms(world));
+  const isWayBack = cell.holds === 'stayed';
+  if (isWayBack) {
+    const body = { to: world.destination.name, engine: 'condensed' } as const;
+    const there = await world.source.viper.migrateVm({ params: { vm }, body });
+    await world.source.viper.wait(there, { timeoutMs: patienceMs });
+    await sleep(awayMs);
+  }
+  const [source, destination] = isWayBack
+    ? [world.destination, world.source]
+    : [world.source, world.destination];
   if (cell.writerMBps > 0) {
     const start = inBackground(`python3 /root/writer.py ${cell.writerMBps}`, 'writer');
     await source.viper.execInGuest({ params: { vm }, body: { argv: ['/bin/sh', '-c', start] } });
@@ -171,7 +194,7 @@ export async function runViper(
   };
 }
 
-async function removeVms({ source, destination }: ViperWorld): Promise<void> {
+export async function removeVms({ source, destination }: ViperWorld): Promise<void> {
   for (const { viper } of [source, destination])
     for (const { id } of (await viper.listVms()).items) {
       const deleting = viper.deleteVm({ params: { vm: id }, query: { force: true } });
