@@ -232,6 +232,19 @@ test('a set that lies costs bytes and nothing else', async () => {
   assert.ok(world.source.statistics.repairedPages > 0);
 });
 
+test('what was written is on the disk there a moment later, before QEMU asks for it', async () => {
+  await using world = await makeWorld();
+  const { arrived, qemu } = world;
+  const flushed = Promise.withResolvers<void>();
+  const flush = arrived.flush.bind(arrived);
+  arrived.flush = async () => {
+    await flush();
+    flushed.resolve();
+  };
+  await qemu.write(0, randomBytes(blockBytes));
+  await flushed.promise;
+});
+
 test('when the link breaks, no flush succeeds any more, and both agents end', async () => {
   await using world = await makeWorld();
   await world.qemu.write(0, randomBytes(blockBytes));
