@@ -79,11 +79,14 @@ prepare() {
 }
 
 # CONNECTIONS MISSING PATHS: MPTCP connections with an established subflow, how many of them have none from ADDRESS,
-# and where the subflows of these lead.
+# and where the subflows of these lead. A peer that has not been heard of for a minute is gone for good, and is not waited
+# for: without a path its connection is dead there by now.
 look_for() { # ADDRESS
   ss -tniOH state established 2>/dev/null | awk -v wanted="$1" '
+    function silent(since) { return match($0, since ":[0-9]+") && substr($0, RSTART + 8, RLENGTH - 8) + 0 > 60000 }
     match($0, /token:[0-9a-f]*\([^)]*\)\/[0-9a-f]*/) {
       token = substr($0, RSTART, RLENGTH); sub(/.*\//, "", token)
+      if ($0 ~ / backoff:/ && silent("lastrcv") && silent("lastack")) next
       split($3, here, ":"); all[token] = 1
       if (here[1] == wanted) there[token] = 1; else paths[token] = paths[token] $4 ","
     }

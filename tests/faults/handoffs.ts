@@ -1,6 +1,6 @@
 /**
  * All that strikes handoffs, one after the other on one guest and one connection: `npm run test:handoffs`, as root. It
- * takes minutes; a sample is in tests/integration/continuity.test.ts.
+ * takes minutes.
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';

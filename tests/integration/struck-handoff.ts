@@ -150,29 +150,24 @@ const bodyOf = (to: LabCloudlet) => ({
 /** A daemon that was killed tells by its history; so does one that was not. */
 async function endOf(
   { viper }: LabCloudlet,
-  { subject }: Operation,
+  { id, subject }: Operation,
 ): Promise<{ moved: boolean; message: string }> {
-  const migration = await until(
-    'the end of the migration',
-    async () => {
-      const found = await viper
-        .getMigration({ params: { migration: subject.migrationId! } })
-        .catch((error) => {
-          // It had not begun when its daemon was killed, or was refused before.
-          if (error.code === 'not_found') return undefined;
-          throw error;
-        });
-      return { found, isOver: found === undefined ? await isAtRest(viper) : found.finishedAt !== undefined };
-    },
-    ({ isOver }) => isOver,
+  await until(
+    'the end of what was asked for',
+    () => viper.getOperation({ params: { operation: id } }),
+    ({ state }) => state !== 'running',
   );
-  const { found } = migration;
+  const found = await until(
+    'the end of the migration',
+    () =>
+      viper.getMigration({ params: { migration: subject.migrationId! } }).catch((error) => {
+        // It had not begun when its daemon was killed.
+        if (error.code === 'not_found') return undefined;
+        throw error;
+      }),
+    (each) => each === undefined || each.finishedAt !== undefined,
+  );
   return { moved: found?.state === 'moved', message: found?.failure?.message ?? 'it has not begun' };
-}
-
-async function isAtRest(viper: LabCloudlet['viper']): Promise<boolean> {
-  const { items } = await viper.listVms();
-  return items.every(({ state }) => state === 'running');
 }
 
 /** The VM follows the phone to that cloudlet, unless it is there, and is at home there; nothing is left of what was. */

@@ -149,7 +149,7 @@ export function makeDestination(
       },
       discard: async () => {
         if (arriving && registry.holds(arriving)) await vms.forget(arriving);
-        await networks.destination.drop(id);
+        await networks.destination.withdraw(id);
       },
       onState: (state) => {
         meter?.sample();

@@ -22,6 +22,8 @@ import type { HandoffRecord } from './record.ts';
 
 /** How long the source may take to come: it asks its guest, and sends an image first. */
 const reservationMs = 300_000;
+/** For the guest at the source to take its connections back to where they were, when its VM does not come after all. */
+const withdrawnMs = 120_000;
 /** A guest that begins to run here has clients that wait for it: what is not urgent comes a moment later. */
 const settleMs = 1000;
 
@@ -120,6 +122,18 @@ export class DestinationNetworks {
     return this.#parts.store.handoffs.all().filter((each) => each.vmId === vmId && each.role === 'home');
   }
 
+  /**
+   * The VM does not come. Its connections may be on the address that waits for it here, and go back over the tunnel:
+   * that is given up when the source says so, or by itself.
+   */
+  async withdraw(id: Uuid): Promise<void> {
+    const { store } = this.#parts;
+    const record = store.handoffs.get(id);
+    const hasConnections = record?.handoff.continuity === 'mptcp' && record.handoff.tunnel !== undefined;
+    if (record?.role !== 'destination' || !hasConnections) return this.drop(id);
+    store.handoffs.put({ ...record, expiresAt: new Date(Date.now() + withdrawnMs).toISOString() });
+  }
+
   /** Gives up what was prepared, for one that may; nothing there is no error. */
   async drop(id: Uuid): Promise<void> {
     const { store, leases } = this.#parts;
@@ -133,7 +147,12 @@ export class DestinationNetworks {
     if (!goesOn) await this.#anyway(record, undoOf(record), undefined);
     if (record.role === 'destination' && handoff.next) {
       const network = this.#networkOf(handoff.bridge);
-      if (network) leases.release(network, vmId, handoff.next);
+      const { address } = handoff.next;
+      const isWanted = store.handoffs
+        .all()
+        .some((each) => each.id !== id && each.vmId === vmId && each.handoff.next?.address === address);
+      // It may have set out again meanwhile.
+      if (network && !isWanted) leases.release(network, vmId, handoff.next);
     }
     store.handoffs.delete(id);
     // A VM that goes on from there to another cloudlet, or does not come home after all, is still away.

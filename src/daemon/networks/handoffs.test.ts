@@ -341,6 +341,26 @@ test('a VM that stays has its address as before, and the one that was next is fr
   assert.deepEqual([c1.left, c2.left], [['10.1.0.10'], []]);
 });
 
+test('a tunnel over which connections go back stays until the source has done with it, or for a while', async () => {
+  const [id] = await world.prepare(c1, c2);
+  c2.destination.taken(id);
+  await c2.destination.withdraw(id);
+  assert.deepEqual(c2.left, ['10.2.0.10', 'destination', 'vipx']);
+  await c1.source.stayed(id, world.managed);
+  assert.deepEqual([c1.left, c2.left], [['10.1.0.10'], []]);
+
+  const [lost] = await world.prepare(c1, c2);
+  c2.destination.taken(lost);
+  await c2.destination.withdraw(lost);
+  const [again] = await world.prepare(c1, c2);
+  c2.destination.taken(again);
+  await c2.destination.expire(new Date(Date.now() + 3_600_000).toISOString());
+  // What the second one has reserved is its own.
+  assert.deepEqual(c2.left, ['10.2.0.10', 'destination', 'vipx']);
+  await c2.destination.drop(again);
+  assert.deepEqual(c2.left, []);
+});
+
 test('a reservation that nobody comes for is given up, and one whose VM has begun to come is not', async () => {
   const later = new Date(Date.now() + 3_600_000).toISOString();
   const [id] = await world.prepare(c1, c2);
