@@ -18,7 +18,13 @@ import {
   type MigrationStatus,
   type QmpConnection,
 } from '../qmp/index.ts';
-import { isTimeForPostcopy, pauseMs, type Round, sampledBytes, switchoverBytes } from './memory-policy.ts';
+import {
+  isTimeForPostcopy,
+  nearlyNothingBytes,
+  pauseMs,
+  type Round,
+  switchoverBytes,
+} from './memory-policy.ts';
 import { WakeUps } from './wake-ups.ts';
 
 /** How often progress is looked at; whatever else happens QEMU tells by itself. */
@@ -29,8 +35,8 @@ const settlePollMs = 10;
 export const unlimitedBytesPerSecond = 10 ** 12;
 const defaultBytesPerSecond = 128 * 1024 * 1024;
 const defaultDowntimeMs = 300;
-/** Until the link is known. */
-const firstSwitchoverBytes = 1024 * 1024;
+/** Where the speed of the link is not known after the first round. */
+const unknownSwitchoverBytes = 1024 * 1024;
 /** QEMU's own (since 2.5). The other keeps a capability, which cannot be changed on the way, as good as off. */
 const fullThrottle = { 'cpu-throttle-initial': 20, 'max-cpu-throttle': 99 };
 const noThrottle = { 'cpu-throttle-initial': 1, 'max-cpu-throttle': 1 };
@@ -103,8 +109,8 @@ export async function sendMemory(
       if (size !== draining.bytes) await setSwitchoverSize(qmp, size, options.limits().downtimeMs);
       draining.bytes = size;
     } else if (info.status === 'active' && options.agent && isTimeForPostcopy(mode, rounds)) {
-      await setSwitchoverSize(qmp, sampledBytes, options.limits().downtimeMs);
-      draining = { bytes: sampledBytes };
+      await setSwitchoverSize(qmp, nearlyNothingBytes, options.limits().downtimeMs);
+      draining = { bytes: nearlyNothingBytes };
       options.agent.drain();
     } else if (info.status === 'active' && !stoppedByUs && isTimeForPostcopy(mode, rounds)) {
       // QEMU would let the VM run again if the switch to post-copy failed; a VM that we stopped it leaves alone.
@@ -210,7 +216,8 @@ async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<v
   if (channels > 0 && !hasPostcopy)
     await qmp.execute('migrate-set-parameters', { 'multifd-channels': channels });
   await setLimits(qmp, options.limits());
-  if (options.agent) await setSwitchoverSize(qmp, firstSwitchoverBytes, options.limits().downtimeMs);
+  // Much of the first round may still be on its way when QEMU has got rid of it, and the VM would stand still for that.
+  if (options.agent) await setSwitchoverSize(qmp, nearlyNothingBytes, options.limits().downtimeMs);
 }
 
 /**
@@ -222,10 +229,12 @@ async function setPace(
   rounds: readonly Round[],
   { agent, mode, limits }: MemoryOutOptions,
 ): Promise<void> {
+  if (!agent || (rounds.at(-1)?.number ?? 0) < 2) return;
   const { downtimeMs } = limits();
-  const speed = agent?.changesPerSecond;
-  if (speed === undefined) return;
-  await setSwitchoverSize(qmp, (speed * pauseMs(mode, rounds, downtimeMs)) / 1000, downtimeMs);
+  const { changesPerSecond: speed } = agent;
+  const bytes =
+    speed === undefined ? unknownSwitchoverBytes : (speed * pauseMs(mode, rounds, downtimeMs)) / 1000;
+  await setSwitchoverSize(qmp, bytes, downtimeMs);
 }
 
 /** With so many bytes left or less, QEMU stops the VM. 0: as it thinks best itself. QEMU before 8.2 always does that. */

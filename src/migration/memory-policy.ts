@@ -55,7 +55,7 @@ const hasStalled = (before: Round, after: Round): boolean =>
   after.remainingBytes > before.remainingBytes * stalledShare;
 
 /** Less than a page: only a guest that writes nothing at all is stopped so soon. */
-export const sampledBytes = 4 * KiB;
+export const nearlyNothingBytes = 4 * KiB;
 /** What QEMU gets rid of in a moment, since its pages are only noted. */
 const drainedBytes = 8 * MiB;
 const anyBytes = 10 ** 12;
@@ -67,6 +67,6 @@ const drainedMs = 1000;
  * the VM writes all the time; `undefined` until then.
  */
 export function switchoverBytes(sampledMs: number | undefined): number {
-  if (sampledMs === undefined) return sampledBytes;
+  if (sampledMs === undefined) return nearlyNothingBytes;
   return sampledMs > drainedMs ? anyBytes : drainedBytes;
 }

@@ -17,6 +17,8 @@ export interface Measured {
   wireBytes: number;
   /** Of daemon and QEMU without its vCPUs. */
   cpuMs: { source: number; destination: number };
+  /** Of it: what QEMU alone took. */
+  qemuCpuMs?: { source: number; destination: number };
   rounds?: number;
   finishedAs?: string;
   condensed?: EngineStatistics;

@@ -188,6 +188,7 @@ export async function runViper(
     ...(result?.downtimeMs === undefined ? {} : { downtimeMs: result.downtimeMs }),
     wireBytes: bytes,
     cpuMs: { source: cpu(result?.source), destination: cpu(result?.destination) },
+    qemuCpuMs: { source: result?.source?.qemuCpuMs ?? 0, destination: result?.destination?.qemuCpuMs ?? 0 },
     ...(result ? { rounds: result.rounds, finishedAs: result.finishedAs } : {}),
     ...(result?.condensed ? { condensed: result.condensed } : {}),
     timeline,

@@ -5,8 +5,9 @@
  *             the bandwidth stays true
  *   draining  (post-copy) QEMU's pages are only noted as *pending*, so it converges whatever the guest does; what they
  *             contain is read later from the memory of the VM, which stands still then. It begins when all that was sent
- *             has left, so that nothing waits behind that; QEMU waits meanwhile, and the guest runs. First it is read
- *             slowly: each of its rounds then shows which pages the guest has written in a moment
+ *             has left, so that nothing waits behind that; QEMU waits meanwhile, and the guest runs. When the round
+ *             that was begun is over it is read slowly: each round then shows which pages the guest has written
+ *             in a moment
  *   serving   QEMU is done. Pending pages follow, those first that the destination asks for
  *
  * Relayed: in `serving`, what the destination does not take as fast as it is read goes to relays, and the destination is
@@ -118,7 +119,7 @@ export class SourceAgent {
   /** Pages that QEMU has not written even once. */
   #unseen = new PageSet(0);
   #isDrainWanted = false;
-  /** Since when it has drained, the first pass over the memory left out. */
+  /** Since when QEMU is read slowly: from the first round that began while it drained. */
   #sampledSince: number | undefined;
   /** In how many of the short rounds of draining each page was written. */
   #heat = new Uint8Array(0);
@@ -195,7 +196,10 @@ export class SourceAgent {
   noteRound(round: number): void {
     if (round <= this.#round) return;
     this.#round = round;
-    if (this.#state === 'draining') this.#sampledSince ??= performance.now();
+    if (this.#state === 'draining' && this.#sampledSince === undefined) {
+      this.#heat.fill(0);
+      this.#sampledSince = performance.now();
+    }
     const { guestBytes } = this.statistics;
     const wireBytes = this.#outbox.madeBytes;
     const guest = guestBytes - this.#atRound.guestBytes;
@@ -305,8 +309,6 @@ export class SourceAgent {
     while (!this.#outbox.isIdle) await this.#outbox.change();
     await this.#untilLinkIsClear();
     this.#state = 'draining';
-    this.#heat.fill(0);
-    this.#sampledSince = performance.now();
   }
 
   async #untilLinkIsClear(): Promise<void> {
