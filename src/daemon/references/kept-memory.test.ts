@@ -105,6 +105,21 @@ test('the oldest goes when the quota is reached, and a VM that is larger than th
   assert.equal(await small.usedBytes(), 0);
 });
 
+test('half of what the disk has besides stays free, whatever the quota', async () => {
+  const root = await mkdtemp(path.join(work, 'store-'));
+  const besides = 320 * 1024;
+  const store: KeptMemory = new KeptMemory({
+    root,
+    quotaBytes,
+    freeBytes: async () => besides - (await store.usedBytes()),
+  });
+  const vms = [newId(), newId(), newId()];
+  for (const vmId of vms) await keep(store, vmId, newMemory());
+  assert.notEqual(await store.setFor(vms[2]!), undefined);
+  const used = await store.usedBytes();
+  assert.ok(used > 0 && used <= besides / 2);
+});
+
 test('a cloudlet that is told to keep nothing keeps nothing', async () => {
   assert.equal(await (await newStore(0)).keep(newId(), 20), undefined);
 });

@@ -5,8 +5,8 @@
  *   ROOT/VM/pages, pages.index  here: the memory of the VM as it was when it left this cloudlet, encrypted
  *   ROOT/VM/elsewhere.index     for a VM that came from elsewhere: what the cloudlet that it left has kept
  *
- * Both indexes are made from the same digests, so both cloudlets call the set the same. Bounded by a quota; the oldest
- * goes first. A set belongs to its VM: nobody else's migration may name it.
+ * Both indexes are made from the same digests, so both cloudlets call the set the same. Bounded by a quota, and by half
+ * of what its disk has besides, for journals and VMs come before it; the oldest goes first. A set belongs to its VM: nobody else's migration may name it.
  */
 import { randomBytes } from 'node:crypto';
 import { mkdir, open, readdir, readFile, rm, stat } from 'node:fs/promises';
@@ -27,23 +27,28 @@ import {
   readIndexHeader,
   type SetName,
 } from '../../pages/index.ts';
+import { freeBytes } from '../../vm/space.ts';
 
 export interface KeptMemoryOptions {
   root: string;
   /** The most that all page files take; 0: nothing is ever kept. */
   quotaBytes: number;
+  /** What the disk below `root` has left; by default as the system says. */
+  freeBytes?: () => Promise<number>;
 }
 
 export class KeptMemory {
   readonly #root: string;
   readonly #quotaBytes: number;
+  readonly #freeBytes: () => Promise<number>;
   #wrapping: Promise<Buffer> | undefined;
   /** VMs whose memory is being written now: these are not evicted. */
   readonly #keeping = new Set<Uuid>();
 
-  constructor({ root, quotaBytes }: KeptMemoryOptions) {
+  constructor({ root, quotaBytes, freeBytes: freeOf = () => freeBytes(root) }: KeptMemoryOptions) {
     this.#root = root;
     this.#quotaBytes = quotaBytes;
+    this.#freeBytes = freeOf;
   }
 
   get isOn(): boolean {
@@ -131,23 +136,21 @@ export class KeptMemory {
 
   async #makeRoom(vmId: Uuid, writingBytes: number): Promise<void> {
     const kept = (await this.#kept()).filter((each) => each.vmId !== vmId);
-    let used = kept.reduce((sum, { bytes }) => sum + bytes, 0);
+    let used = kept.reduce((sum, { bytes }) => sum + bytes, 0) + writingBytes;
+    const quotaBytes = Math.min(this.#quotaBytes, ((await this.#freeBytes()) + used) / 2);
     for (const oldest of kept.toSorted((a, b) => a.changedMs - b.changedMs)) {
-      if (used + writingBytes <= this.#quotaBytes) return;
+      if (used <= quotaBytes) return;
       if (this.#keeping.has(oldest.vmId)) continue;
       // An index of what is elsewhere stays: it counts little.
       await rm(this.#pages(oldest.vmId), { force: true });
       await rm(`${this.#pages(oldest.vmId)}.index`, { force: true });
       used -= oldest.bytes;
     }
-    if (used + writingBytes <= this.#quotaBytes) return;
+    if (used <= quotaBytes) return;
     throw new AppError(
       'insufficient_space',
-      `Keep memory of VM ${vmId}: more than ${this.#quotaBytes} bytes`,
-      {
-        wantedBytes: used + writingBytes,
-        freeBytes: this.#quotaBytes,
-      },
+      `Keep memory of VM ${vmId}: ${used} bytes, wanted at most ${quotaBytes}`,
+      { wantedBytes: used, freeBytes: quotaBytes },
     );
   }
 
