@@ -16,7 +16,7 @@ export interface Hop {
   via?: string;
 }
 
-export interface RoutedVm {
+interface RoutedVm {
   owner: Uuid;
   vmId: Uuid;
   serving: number;
@@ -27,7 +27,7 @@ export interface RoutedVm {
 
 const lanMtu = 1500;
 
-export const standInName = (vmId: Uuid, index: number): string => `vipm${vmId.slice(0, 8)}n${index}`;
+const standInName = (vmId: Uuid, index: number): string => `vipm${vmId.slice(0, 8)}n${index}`;
 
 export const hopCommand = (to: string): Command => ['ip', '-j', 'route', 'get', requireAddress('remote', to)];
 
