@@ -111,7 +111,9 @@ try {
   await demo(lab);
   if (options.keep) {
     await lab.stay();
-    status.say(`the lab stays: viper lab status --lab ${lab.name}; viper lab down --lab ${lab.name}`);
+    status.say(
+      `the lab stays; bin/viper lab status --lab ${lab.name} shows it, bin/viper lab down --lab ${lab.name} ends it`,
+    );
   }
 } catch (error) {
   status.clear();
