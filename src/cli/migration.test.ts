@@ -63,7 +63,8 @@ async function setUp(answers: Record<string, Answer>) {
 }
 
 test('a relayed migration is told when it has left, and when it is whole', async () => {
-  const relayed = { replicas: 2, slabs: 9, zeroPages: 5, relays: [{ name: 'r1', slabs: 9, bytes: 1 }] };
+  const relays = [{ name: 'r1', slabs: 9, bytes: 1 }];
+  const relayed = { replicas: 2, slabs: 9, zeroPages: 5, alikePages: 0, relays };
   const left = { ...result, exitMs: 2300, totalMs: 2300, relayed };
   const whole = {
     ...left,

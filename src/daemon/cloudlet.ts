@@ -257,6 +257,7 @@ export class Cloudlet implements AsyncDisposable {
       configuredBytes: config.relayMemoryBytes,
       isDraining: () => this.drain.isDraining,
       nameOf: (id) => this.fleet.peers().find((peer) => peer.id === id)?.name,
+      openRelay: (relay, migrationId, group) => this.migrations.openRelay(relay, migrationId, group),
     });
     this.drain = new Drain({
       store,

@@ -41,7 +41,10 @@ export interface DrainPlan {
 
 /** To prepare a destination, to switch over, to end. */
 const overheadMs = 2000;
-/** Relays are worth their trouble when they save this share. */
+/**
+ * Relays are worth their trouble when they save this share. They make the replicas among themselves, so the memory leaves
+ * once.
+ */
 const worthwhile = 0.8;
 
 export function planDrain({ deadlineMs, vms, uplinkBps, relays, replicas }: DrainFacts): DrainPlan {
@@ -51,8 +54,7 @@ export function planDrain({ deadlineMs, vms, uplinkBps, relays, replicas }: Drai
     // Those that the relays save most, in case there is not room for all.
     .toSorted((a, b) => b.directMs - a.directMs)
     .map(({ vm, directMs }): DrainMove => {
-      const relayedMs =
-        msOf(vm.diskBytes, Math.min(vm.toBps, uplinkBps)) + msOf(vm.memoryBytes * replicas, uplinkBps);
+      const relayedMs = msOf(vm.diskBytes, Math.min(vm.toBps, uplinkBps)) + msOf(vm.memoryBytes, uplinkBps);
       const wantedBytes = vm.memoryBytes * replicas + MiB;
       const isRelayed = relayedMs < directMs * worthwhile && wantedBytes <= freeBytes;
       if (isRelayed) freeBytes -= wantedBytes;

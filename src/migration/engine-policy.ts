@@ -7,8 +7,8 @@ const fastLinkBps = 2_000_000_000;
 /** The first QEMU that tells where the VM's memory lies: without that there are no references, and no post-copy of ours. */
 const readableSinceMajor = 8;
 
-/** A destination that takes so many times less than can leave is one that holds the source up, replicas counted in. */
-const slowShare = 4;
+/** A destination that takes so many times less than can leave is one that holds the source up. */
+const slowShare = 2;
 
 export interface EngineChoice {
   engine: MigrationEngine;

@@ -362,7 +362,8 @@ export class SourceMigration {
     this.#tracker.enter('memory');
     await sendMemory(qmp, {
       socketPath: await door('memory'),
-      mode,
+      // Relays take what there is from the first round on, and then it is time.
+      mode: this.#options.engine === 'relayed' ? 'postcopy' : mode,
       limits,
       channels: isCondensed ? 0 : channels,
       signal,
@@ -629,7 +630,9 @@ export class SourceMigration {
       qemu,
       memory,
       mode: !qemu ? 'resume' : mode === 'precopy' ? 'precopy' : 'postcopy',
-      drainAtOnce: mode === 'postcopy',
+      // Relays take everything: no round goes to a destination that may be slow.
+      drainAtOnce: mode === 'postcopy' || this.#divider !== undefined,
+      dividesFirst: mode !== 'postcopy',
       openIndex: async (name) => (name === mirroredSet ? this.#whatIsMirrored() : this.#openIndex(name)),
       keeps: memory !== undefined && this.#keepsMemory,
       divider: this.#divider,

@@ -106,6 +106,8 @@ export interface DivisionStatistics {
   slabs: number;
   /** Pages that need no relay. */
   zeroPages: number;
+  /** Pages with the content of others, which went once. */
+  alikePages: number;
   /** Sealed bytes that each was given. */
   relays: { name: string; slabs: number; bytes: number }[];
 }

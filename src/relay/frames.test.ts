@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { newId } from '../model/ids.ts';
 import {
   type ClientFrame,
   encodeFrame,
@@ -11,11 +12,16 @@ import {
   frame,
   maxSlabBytes,
   type RelayFrame,
+  slabDigestBytes,
 } from './frames.ts';
 
 const slab = fc.integer({ min: 1, max: 2 ** 32 - 1 });
 const bytes = fc.uint8Array({ minLength: 1, maxLength: 5000 }).map((each) => Buffer.from(each));
 const freeBytes = fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER });
+const to = fc.nat().map(() => newId());
+const digest = fc
+  .uint8Array({ minLength: slabDigestBytes, maxLength: slabDigestBytes })
+  .map((each) => Buffer.from(each));
 const fromClient: fc.Arbitrary<ClientFrame> = fc.oneof(
   fc.record({ name: fc.constant('put' as const), slab, bytes }, { noNullPrototype: true }),
   fc.record(
@@ -30,6 +36,8 @@ const fromClient: fc.Arbitrary<ClientFrame> = fc.oneof(
     { noNullPrototype: true },
   ),
   fc.constant({ name: 'drop' as const }),
+  fc.record({ name: fc.constant('pass' as const), slab, to }, { noNullPrototype: true }),
+  fc.record({ name: fc.constant('expect' as const), slab, digest }, { noNullPrototype: true }),
 );
 const fromRelay: fc.Arbitrary<RelayFrame> = fc.oneof(
   fc.record({ name: fc.constant('free' as const), freeBytes }, { noNullPrototype: true }),
@@ -39,6 +47,14 @@ const fromRelay: fc.Arbitrary<RelayFrame> = fc.oneof(
   ),
   fc.record({ name: fc.constant('slab' as const), tag: fc.nat(), bytes }, { noNullPrototype: true }),
   fc.record({ name: fc.constant('absent' as const), tag: fc.nat() }, { noNullPrototype: true }),
+  fc.record(
+    { name: fc.constant('passed' as const), slab, to, isTaken: fc.boolean() },
+    { noNullPrototype: true },
+  ),
+  fc.record(
+    { name: fc.constant('here' as const), slab, isRight: fc.boolean(), freeBytes },
+    { noNullPrototype: true },
+  ),
 );
 
 /** All frames out of the pieces; their bytes copied. */
@@ -95,6 +111,10 @@ test('what no client and no relay sends is refused, by its head where that says 
     'an empty slab': ['relay', Buffer.concat([Buffer.of(frame.slab), word(4)])],
     'slab 0': ['client', Buffer.concat([Buffer.of(frame.put), word(5), word(0), Buffer.of(0)])],
     'an urgency of 2': ['client', get(1, 2, 0, 5)],
+    'a 2 for a yes or no': [
+      'relay',
+      Buffer.concat([Buffer.of(frame.here), word(13), word(7), Buffer.of(2), Buffer.alloc(8)]),
+    ],
     'a range of nothing': ['client', get(1, 1, 5, 0)],
     'a range behind the end': ['client', get(1, 1, maxSlabBytes, 1)],
     'more memory than there is': [
@@ -109,7 +129,7 @@ test('what no client and no relay sends is refused, by its head where that says 
 test('noise ends with a refusal or with nothing, and never otherwise', () => {
   for (let turn = 0; turn < 2000; turn++) {
     const noise = randomBytes(1 + (turn % 40));
-    noise[0] = [1, 2, 3, 64, 65, 66, 67, 68, noise[0]!][turn % 9]!;
+    noise[0] = [1, 2, 3, 4, 5, 64, 65, 66, 67, 68, 69, 70, noise[0]!][turn % 13]!;
     for (const side of ['client', 'relay'] as const)
       try {
         readAll(side, [noise]);

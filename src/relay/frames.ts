@@ -1,5 +1,6 @@
 /** Frames between a relay and those who keep slabs with it. No I/O. FORMAT.md is the page of it. */
 import { AppError } from '../model/errors.ts';
+import type { Uuid } from '../model/ids.ts';
 import { KiB, MiB } from '../model/units.ts';
 import { ByteQueue } from '../stream/index.ts';
 
@@ -8,12 +9,16 @@ export const frame = {
   put: 1,
   get: 2,
   drop: 3,
+  pass: 4,
+  expect: 5,
   // From the relay.
   free: 64,
   held: 65,
   full: 66,
   slab: 67,
   absent: 68,
+  passed: 69,
+  here: 70,
 } as const;
 
 export type ClientFrame =
@@ -21,7 +26,11 @@ export type ClientFrame =
   | { name: 'put'; slab: number; bytes: Buffer }
   /** So many bytes from `at` on; the relay answers with the same `tag`. */
   | { name: 'get'; tag: number; slab: number; urgent: boolean; at: number; length: number }
-  | { name: 'drop' };
+  | { name: 'drop' }
+  /** The slab, which is in a PUT before this, is to be given to that relay as well. */
+  | { name: 'pass'; slab: number; to: Uuid }
+  /** The relay is to say when it has a slab with this SHA-256, by whatever session it comes. */
+  | { name: 'expect'; slab: number; digest: Buffer };
 
 export type RelayFrame =
   | { name: 'free'; freeBytes: number }
@@ -29,23 +38,34 @@ export type RelayFrame =
   | { name: 'full'; slab: number; freeBytes: number }
   /** `bytes` are valid until the next push. */
   | { name: 'slab'; tag: number; bytes: Buffer }
-  | { name: 'absent'; tag: number };
+  | { name: 'absent'; tag: number }
+  /** Whether that relay has taken it. */
+  | { name: 'passed'; slab: number; to: Uuid; isTaken: boolean }
+  /** Whether it is what was expected; if not, it is not held. */
+  | { name: 'here'; slab: number; isRight: boolean; freeBytes: number };
 
 export const maxSlabBytes = MiB + 256 * KiB;
 const headBytes = 5;
+const idBytes = 16;
+/** Of SHA-256. */
+export const slabDigestBytes = 32;
 
 /** Bytes of the body by type, least and most. */
 const bodyBytes: Record<number, readonly [number, number]> = {
   [frame.put]: [5, 4 + maxSlabBytes],
   [frame.get]: [17, 17],
   [frame.drop]: [0, 0],
+  [frame.pass]: [4 + idBytes, 4 + idBytes],
+  [frame.expect]: [4 + slabDigestBytes, 4 + slabDigestBytes],
   [frame.free]: [8, 8],
   [frame.held]: [12, 12],
   [frame.full]: [12, 12],
   [frame.slab]: [5, 4 + maxSlabBytes],
   [frame.absent]: [4, 4],
+  [frame.passed]: [5 + idBytes, 5 + idBytes],
+  [frame.here]: [13, 13],
 };
-const fromClient = new Set<number>([frame.put, frame.get, frame.drop]);
+const fromClient = new Set<number>([frame.put, frame.get, frame.drop, frame.pass, frame.expect]);
 
 /** In pieces, so that a slab is not copied. They are the link's from then on. */
 export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
@@ -56,12 +76,22 @@ export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
       return [head(frame.slab, 4 + given.bytes.length, word(given.tag)), given.bytes];
     case 'get': {
       const { tag, slab, urgent, at, length } = given;
-      return [head(frame.get, 17, word(tag), word(slab), Buffer.of(Number(urgent)), word(at), word(length))];
+      return [head(frame.get, 17, word(tag), word(slab), flag(urgent), word(at), word(length))];
     }
     case 'drop':
       return [head(frame.drop, 0)];
     case 'absent':
       return [head(frame.absent, 4, word(given.tag))];
+    case 'pass':
+      return [head(frame.pass, 4 + idBytes, word(given.slab), bytesOfId(given.to))];
+    case 'passed': {
+      const { slab, to, isTaken } = given;
+      return [head(frame.passed, 5 + idBytes, word(slab), bytesOfId(to), flag(isTaken))];
+    }
+    case 'expect':
+      return [head(frame.expect, 4 + slabDigestBytes, word(given.slab), given.digest)];
+    case 'here':
+      return [head(frame.here, 13, word(given.slab), flag(given.isRight), long(given.freeBytes))];
     case 'free':
       return [head(frame.free, 8, long(given.freeBytes))];
     case 'held':
@@ -110,6 +140,16 @@ function decode(type: number, body: Buffer): ClientFrame | RelayFrame {
       return get(body);
     case frame.drop:
       return { name: 'drop' };
+    case frame.pass:
+      return { name: 'pass', slab: slabOf(body), to: idOf(body, 4) };
+    case frame.passed: {
+      const isTaken = truth(body, 4 + idBytes);
+      return { name: 'passed', slab: slabOf(body), to: idOf(body, 4), isTaken };
+    }
+    case frame.expect:
+      return { name: 'expect', slab: slabOf(body), digest: Buffer.from(body.subarray(4)) };
+    case frame.here:
+      return { name: 'here', slab: slabOf(body), isRight: truth(body, 4), freeBytes: size(body, 5) };
     case frame.absent:
       return { name: 'absent', tag: body.readUInt32BE(0) };
     case frame.free:
@@ -121,9 +161,15 @@ function decode(type: number, body: Buffer): ClientFrame | RelayFrame {
 
 function get(body: Buffer): ClientFrame {
   const [at, length] = [body.readUInt32BE(9), body.readUInt32BE(13)];
-  if (body[8]! > 1) throw relayError(`a get with ${body[8]} for its urgency`);
   if (length === 0 || at + length > maxSlabBytes) throw relayError(`a get of ${length} bytes from ${at}`);
-  return { name: 'get', tag: body.readUInt32BE(0), slab: slabOf(body, 4), urgent: body[8] === 1, at, length };
+  return {
+    name: 'get',
+    tag: body.readUInt32BE(0),
+    slab: slabOf(body, 4),
+    urgent: truth(body, 8),
+    at,
+    length,
+  };
 }
 
 function slabOf(body: Buffer, from = 0): number {
@@ -131,6 +177,18 @@ function slabOf(body: Buffer, from = 0): number {
   if (slab === 0) throw relayError('slab 0');
   return slab;
 }
+
+function truth(body: Buffer, at: number): boolean {
+  if (body[at]! > 1) throw relayError(`${body[at]} for a yes or no`);
+  return body[at] === 1;
+}
+
+const flag = (value: boolean): Buffer => Buffer.of(Number(value));
+
+const bytesOfId = (id: Uuid): Buffer => Buffer.from(id.replaceAll('-', ''), 'hex');
+
+const idOf = (body: Buffer, at: number): Uuid =>
+  body.toString('hex', at, at + idBytes).replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
 
 function size(body: Buffer, at: number): number {
   const bytes = body.readBigUInt64BE(at);

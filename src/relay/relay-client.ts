@@ -1,29 +1,30 @@
 /** The client's end of a session with a relay: puts slabs, gets them back, and knows how fast that goes. */
 import type { Duplex } from 'node:stream';
 import { AppError, asAppError } from '../model/errors.ts';
-import { type ClientFrame, encodeFrame, FrameReader, maxSlabBytes, relayError } from './frames.ts';
-
-/** How quickly the measured rate follows. */
-const smoothing = 0.25;
-/** A rate is measured over at least this long. */
-const leastMeasureMs = 50;
+import type { Uuid } from '../model/ids.ts';
+import { type ClientFrame, encodeFrame, FrameReader, relayError } from './frames.ts';
+import { Rate } from './rate.ts';
 
 const closeTimeoutMs = 5000;
 
-type Answered = 'held' | 'full' | Buffer | undefined;
+type Answered = 'held' | 'full' | boolean | Buffer | undefined;
 
 export class RelayClient {
   readonly #session: Duplex;
   readonly #puts = new Map<number, Waiting>();
   readonly #gets = new Map<number, Waiting>();
+  readonly #expected = new Map<number, Waiting>();
+  readonly #passing = new Map<string, Waiting>();
   readonly #gone = Promise.withResolvers<AppError>();
   #error: AppError | undefined;
   #nextTag = 1;
   #freeBytes = 0;
   #inFlightBytes = 0;
-  #measure = { since: performance.now(), bytes: 0 };
-  #bytesPerSecond: number | undefined;
-  #heldBytes = 0;
+  #expectedBytes = 0;
+  #passingBytes = 0;
+  readonly #rate = new Rate();
+  readonly #passingRate = new Rate();
+  #sentBytes = 0;
 
   /** The session is the client's from now on. */
   constructor(session: Duplex) {
@@ -54,28 +55,68 @@ export class RelayClient {
     return this.#inFlightBytes;
   }
 
-  /** How fast slabs were taken lately; `undefined` before the first. */
-  get bytesPerSecond(): number | undefined {
-    return this.#bytesPerSecond;
+  /** Bytes of slabs that are to come there by way of other relays, and have not. */
+  get expectedBytes(): number {
+    return this.#expectedBytes;
   }
 
-  /** Of slabs that it said it holds. */
-  get heldBytes(): number {
-    return this.#heldBytes;
+  /** Bytes of slabs that it is to give on to other relays, and has not. */
+  get passingBytes(): number {
+    return this.#passingBytes;
+  }
+
+  /** How fast slabs were taken lately; `undefined` before the first. */
+  get bytesPerSecond(): number | undefined {
+    return this.#rate.bytesPerSecond;
+  }
+
+  /** How fast slabs were given on lately. */
+  get passedPerSecond(): number | undefined {
+    return this.#passingRate.bytesPerSecond;
+  }
+
+  /** Of slabs that were sent to it from here, and answered. */
+  get sentBytes(): number {
+    return this.#sentBytes;
   }
 
   /** Whether the relay holds it now. Rejects when the session ends before it has said so. */
   async put(slab: number, bytes: Buffer): Promise<boolean> {
-    if (this.#inFlightBytes === 0) this.#measure = { since: performance.now(), bytes: 0 };
+    if (this.#inFlightBytes === 0) this.#rate.begin();
     this.#inFlightBytes += bytes.length;
     try {
       const answer = await this.#ask(this.#puts, slab, { name: 'put', slab, bytes });
-      if (answer !== 'held') return false;
-      this.#heldBytes += bytes.length;
-      return true;
+      this.#sentBytes += bytes.length;
+      return answer === 'held';
     } finally {
       this.#inFlightBytes -= bytes.length;
-      this.#note(bytes.length);
+      this.#rate.note(bytes.length);
+    }
+  }
+
+  /**
+   * Resolves when a slab has come there by whatever session: whether it is the one with this SHA-256. Rejects when the
+   * session ends before.
+   */
+  async expect(slab: number, digest: Buffer, lengthBytes: number): Promise<boolean> {
+    this.#expectedBytes += lengthBytes;
+    try {
+      return (await this.#ask(this.#expected, slab, { name: 'expect', slab, digest })) as boolean;
+    } finally {
+      this.#expectedBytes -= lengthBytes;
+    }
+  }
+
+  /** The relay gives a slab, which was put before, to that one: whether that has taken it. */
+  async pass(slab: number, to: Uuid, lengthBytes: number): Promise<boolean> {
+    if (this.#passingBytes === 0) this.#passingRate.begin();
+    this.#passingBytes += lengthBytes;
+    try {
+      const isTaken = await this.#ask(this.#passing, `${slab} ${to}`, { name: 'pass', slab, to });
+      if (isTaken) this.#passingRate.note(lengthBytes);
+      return isTaken as boolean;
+    } finally {
+      this.#passingBytes -= lengthBytes;
     }
   }
 
@@ -103,11 +144,11 @@ export class RelayClient {
     void this.gone.then(() => clearTimeout(timer));
   }
 
-  #ask(waiting: Map<number, Waiting>, number: number, request: ClientFrame): Promise<Answered> {
+  #ask<Key>(waiting: Map<Key, Waiting>, key: Key, request: ClientFrame): Promise<Answered> {
     if (this.#error) return Promise.reject(this.#error);
-    if (waiting.has(number)) throw new Error(`Bug: slab ${number} is being put already`);
+    if (waiting.has(key)) throw new Error(`Bug: ${request.name} ${key} was asked already`);
     const one = Promise.withResolvers<Answered>();
-    waiting.set(number, one);
+    waiting.set(key, one);
     for (const piece of encodeFrame(request)) this.#session.write(piece);
     return one.promise;
   }
@@ -121,6 +162,8 @@ export class RelayClient {
           if ('freeBytes' in next) this.#freeBytes = next.freeBytes;
           if (next.name === 'held' || next.name === 'full') this.#answer(this.#puts, next.slab, next.name);
           if (next.name === 'absent') this.#answer(this.#gets, next.tag, undefined);
+          if (next.name === 'here') this.#answer(this.#expected, next.slab, next.isRight);
+          if (next.name === 'passed') this.#answer(this.#passing, `${next.slab} ${next.to}`, next.isTaken);
           if (next.name === 'slab') this.#answer(this.#gets, next.tag, Buffer.from(next.bytes));
         }
       }
@@ -131,29 +174,17 @@ export class RelayClient {
     }
   }
 
-  #answer(waiting: Map<number, Waiting>, number: number, answer: Answered): void {
-    const one = waiting.get(number);
-    if (!one) throw relayError(`an answer to ${number}, which was not asked`);
-    waiting.delete(number);
+  #answer<Key>(waiting: Map<Key, Waiting>, key: Key, answer: Answered): void {
+    const one = waiting.get(key);
+    if (!one) throw relayError(`an answer to ${key}, which was not asked`);
+    waiting.delete(key);
     one.resolve(answer);
-  }
-
-  #note(bytes: number): void {
-    const measure = this.#measure;
-    measure.bytes += bytes;
-    const now = performance.now();
-    const tookMs = now - measure.since;
-    if (tookMs < leastMeasureMs && measure.bytes < 4 * maxSlabBytes) return;
-    const rate = (measure.bytes * 1000) / Math.max(1, tookMs);
-    const before = this.#bytesPerSecond;
-    this.#bytesPerSecond = before === undefined ? rate : before + smoothing * (rate - before);
-    this.#measure = { since: now, bytes: 0 };
   }
 
   #end(error: AppError): void {
     if (this.#error) return;
     this.#error = error;
-    for (const waiting of [this.#puts, this.#gets]) {
+    for (const waiting of [this.#puts, this.#gets, this.#expected, this.#passing]) {
       for (const one of waiting.values()) one.reject(error);
       waiting.clear();
     }

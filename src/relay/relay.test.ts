@@ -1,11 +1,11 @@
 /** A client and a relay over one stream, and what sealing keeps from a relay. */
 import assert from 'node:assert/strict';
-import { randomBytes } from 'node:crypto';
+import { hash, randomBytes } from 'node:crypto';
 import { Duplex, duplexPair } from 'node:stream';
 import { test } from 'node:test';
 import { newId } from '../model/ids.ts';
 import { MiB } from '../model/units.ts';
-import { newKey, RelayClient, Seal, SlabStore, serveSlabs } from './index.ts';
+import { newKey, PassOn, RelayClient, Seal, SlabStore, serveSlabs } from './index.ts';
 
 function start(quotaBytes = 16 * MiB) {
   const store = new SlabStore({ quotaBytes, availableBytes: () => 2 ** 40, now: () => 0 });
@@ -56,6 +56,61 @@ test('what a guest waits for goes before what nobody waits for', async () => {
   await Promise.all(asked);
   // What was on its way already is not overtaken.
   assert.ok(order.indexOf(30) < 15, order.join(' '));
+});
+
+/** A relay, and what it has for those who come for its group. */
+function relay(passOn?: PassOn) {
+  const store = new SlabStore({ quotaBytes: 16 * MiB, availableBytes: () => 2 ** 40, now: () => 0 });
+  const open = () => {
+    store.attach('group', 1000);
+    const [near, far] = duplexPair();
+    serveSlabs({ store, group: 'group', session: far, passOn }).catch(() => {});
+    return near;
+  };
+  return { store, open };
+}
+
+test('a relay gives on what it has, and whoever expects it there hears of it from the one that has it', async () => {
+  const [other, full] = [relay(), start(1000)];
+  const [otherId, fullId] = [newId(), newId()];
+  const passOn = new PassOn(async (to) => {
+    if (to === otherId) return other.open();
+    if (to === fullId) return full.near;
+    throw new Error('unknown');
+  });
+  const first = new RelayClient(relay(passOn).open());
+  const there = new RelayClient(other.open());
+  const bytes = randomBytes(50_000);
+  const expected = there.expect(1, hash('sha256', bytes, 'buffer'), bytes.length);
+  assert.equal(there.expectedBytes, bytes.length);
+  assert.equal(await first.put(1, bytes), true);
+  assert.equal(await first.pass(1, otherId, bytes.length), true);
+  assert.equal(await expected, true);
+  assert.deepEqual([there.expectedBytes, first.passingBytes], [0, 0]);
+  assert.ok((await there.get(1, { at: 0, length: bytes.length }))?.equals(bytes));
+  assert.equal(await there.expect(1, hash('sha256', bytes, 'buffer'), 1), true, 'it is there already');
+  assert.equal(await first.pass(2, otherId, 1), false, 'a slab that it does not have');
+  assert.equal(await first.pass(1, fullId, 1), false, 'a relay that is full');
+  assert.equal(await first.pass(1, newId(), 1), false, 'a relay that nobody knows');
+});
+
+test('what was given on and is not what was expected is dropped', async () => {
+  const { client, store } = start();
+  const [right, wrong] = [randomBytes(1000), randomBytes(1000)];
+  const expected = client.expect(1, hash('sha256', right, 'buffer'), right.length);
+  store.put('group', 1, wrong);
+  assert.equal(await expected, false);
+  assert.equal(store.usedBytes, 0);
+  assert.equal(await client.put(1, right), true);
+  assert.ok((await client.get(1, { at: 0, length: 1000 }))?.equals(right));
+});
+
+test('nobody waits any more for what is expected in a session that ends', async () => {
+  const { client, near, served } = start();
+  const expected = client.expect(1, Buffer.alloc(32), 1);
+  near.destroy(new Error('cut'));
+  await assert.rejects(expected, /cut/);
+  await served.catch(() => {});
 });
 
 test('when the session breaks, everybody who waits hears of it', async () => {

@@ -1,22 +1,32 @@
-/** One session of a relay: takes slabs into the store and gives them back, those first that a guest waits for. */
+/**
+ * One session of a relay: takes slabs into the store, gives them on to other relays, and gives them back, those first
+ * that a guest waits for.
+ */
+import { hash } from 'node:crypto';
 import { once } from 'node:events';
 import type { Duplex } from 'node:stream';
 import { type ClientFrame, encodeFrame, FrameReader, type RelayFrame, relayError } from './frames.ts';
+import type { PassOn } from './pass-on.ts';
 import type { SlabStore } from './slab-store.ts';
 
 /** A client asks for what it can take; one that asks for more is none of ours. */
 const mostWaiting = 8192;
 
 export interface ServeOptions {
-  store: Pick<SlabStore, 'put' | 'get' | 'drop' | 'freeBytes'>;
+  store: ServedStore;
   /** The name of the group in the store, to which the session is attached already. */
   group: string;
   session: Duplex;
+  /** Missing where nothing is given on to other relays. It is closed with the session. */
+  passOn?: PassOn | undefined;
 }
 
+export type ServedStore = Pick<SlabStore, 'put' | 'get' | 'drop' | 'whenHeld' | 'remove' | 'freeBytes'>;
+
 /** Resolves when the client has ended; throws what broke the session, and destroys it. */
-export async function serveSlabs({ store, group, session }: ServeOptions): Promise<void> {
+export async function serveSlabs({ store, group, session, passOn }: ServeOptions): Promise<void> {
   const answers = new Answers(session, (slab) => store.get(group, slab));
+  const expected = new Map<number, () => void>();
   try {
     answers.add({ name: 'free', freeBytes: store.freeBytes });
     await Promise.race([read(), answers.failed]);
@@ -24,6 +34,31 @@ export async function serveSlabs({ store, group, session }: ServeOptions): Promi
   } catch (error) {
     session.destroy();
     throw error;
+  } finally {
+    for (const withdraw of expected.values()) withdraw();
+    passOn?.close();
+  }
+
+  function expect({ slab, digest }: Extract<ClientFrame, { name: 'expect' }>): void {
+    if (expected.size >= mostWaiting) throw relayError('more expectations than it may');
+    const onHeld = () => {
+      expected.delete(slab);
+      const isRight = hash('sha256', store.get(group, slab)!, 'buffer').equals(digest);
+      if (!isRight) store.remove(group, slab);
+      answers.add({ name: 'here', slab, isRight, freeBytes: store.freeBytes });
+    };
+    expected.get(slab)?.();
+    expected.set(slab, () => {});
+    const withdraw = store.whenHeld(group, slab, onHeld);
+    if (expected.has(slab)) expected.set(slab, withdraw);
+  }
+
+  function pass({ slab, to }: Extract<ClientFrame, { name: 'pass' }>): void {
+    const bytes = store.get(group, slab);
+    const passing = bytes && passOn ? passOn.pass(to, slab, bytes) : Promise.resolve(false);
+    passing.then((isTaken) => {
+      if (!session.destroyed && !session.writableEnded) answers.add({ name: 'passed', slab, to, isTaken });
+    });
   }
 
   async function read(): Promise<void> {
@@ -38,6 +73,10 @@ export async function serveSlabs({ store, group, session }: ServeOptions): Promi
           answers.add({ name: isHeld ? 'held' : 'full', slab: next.slab, freeBytes: store.freeBytes });
         } else if (next.name === 'get') {
           answers.give(next);
+        } else if (next.name === 'pass') {
+          pass(next);
+        } else if (next.name === 'expect') {
+          expect(next);
         } else {
           store.drop(group);
           answers.add({ name: 'free', freeBytes: store.freeBytes });

@@ -22,10 +22,14 @@ export interface GroupFacts {
 
 interface Group {
   slabs: Map<number, Buffer>;
+  /** Told when a slab is there. */
+  expected: Map<number, Set<() => void>>;
   bytes: number;
   sessions: number;
   leaseMs: number;
   expiresAt: number;
+  /** Nothing is taken any more: what another relay still gives on comes too late. */
+  isDropped: boolean;
 }
 
 /** What a slab costs beside its bytes, about. */
@@ -69,7 +73,7 @@ export class SlabStore {
   attach(name: string, leaseMs: number): boolean {
     const known = this.#groups.get(name);
     if (!known && this.#groups.size >= mostGroups) return false;
-    const group = known ?? { slabs: new Map(), bytes: 0, sessions: 0, leaseMs: 0, expiresAt: 0 };
+    const group = known ?? newGroup();
     group.sessions += 1;
     group.leaseMs = Math.min(Math.max(group.leaseMs, leaseMs), longestLeaseMs);
     this.#groups.set(name, group);
@@ -88,7 +92,7 @@ export class SlabStore {
   /** Keeps a copy; false when it is full. The first content of a number stays. */
   put(name: string, slab: number, bytes: Uint8Array): boolean {
     const group = this.#groups.get(name);
-    if (!group) return false;
+    if (!group || group.isDropped) return false;
     if (group.slabs.has(slab)) return true;
     const cost = bytes.length + overheadBytes;
     if (cost > this.freeBytes) return false;
@@ -98,7 +102,37 @@ export class SlabStore {
     group.slabs.set(slab, copy);
     group.bytes += cost;
     this.#usedBytes += cost;
+    const expected = group.expected.get(slab);
+    group.expected.delete(slab);
+    for (const onHeld of expected ?? []) onHeld();
     return true;
+  }
+
+  /** Calls back once, when the slab is there, perhaps at once. The answer withdraws the wish. */
+  whenHeld(name: string, slab: number, onHeld: () => void): () => void {
+    const group = this.#groups.get(name);
+    if (!group) return () => {};
+    if (group.slabs.has(slab)) {
+      onHeld();
+      return () => {};
+    }
+    const waiting = group.expected.get(slab) ?? new Set();
+    waiting.add(onHeld);
+    group.expected.set(slab, waiting);
+    return () => {
+      waiting.delete(onHeld);
+      if (waiting.size === 0 && group.expected.get(slab) === waiting) group.expected.delete(slab);
+    };
+  }
+
+  /** Forgets one slab, which is not what it should be. */
+  remove(name: string, slab: number): void {
+    const group = this.#groups.get(name);
+    const bytes = group?.slabs.get(slab);
+    if (!group || !bytes) return;
+    group.slabs.delete(slab);
+    group.bytes -= bytes.length + overheadBytes;
+    this.#usedBytes -= bytes.length + overheadBytes;
   }
 
   /** Never changed afterwards. */
@@ -106,12 +140,13 @@ export class SlabStore {
     return this.#groups.get(name)?.slabs.get(slab);
   }
 
-  /** Forgets what the group holds. */
+  /** Forgets what the group holds, for good. */
   drop(name: string): void {
     const group = this.#groups.get(name);
     if (!group) return;
     this.#usedBytes -= group.bytes;
     group.bytes = 0;
+    group.isDropped = true;
     group.slabs.clear();
     if (group.sessions === 0) this.#groups.delete(name);
   }
@@ -129,3 +164,13 @@ export class SlabStore {
     return new Map([...this.#groups].map(([name, group]) => [name, facts(group)]));
   }
 }
+
+const newGroup = (): Group => ({
+  slabs: new Map(),
+  expected: new Map(),
+  bytes: 0,
+  sessions: 0,
+  leaseMs: 0,
+  expiresAt: 0,
+  isDropped: false,
+});

@@ -171,7 +171,11 @@ async function strike(world: World, fault: Fault) {
     (error) => `LOST: ${error}`,
   );
   const body = { to: 'north', mode: 'precopy', limits: { downtimeMs: 1000 } } as const;
-  await south.viper.wait(await south.viper.migrateVm({ ...one, body }), { timeoutMs: patienceMs });
+  const back = await south.viper.migrateVm({ ...one, body });
+  await south.viper.wait(back, { timeoutMs: patienceMs });
+  // Its destination ends a moment after its source.
+  const home = { params: { migration: back.subject.migrationId! } };
+  await until('the way back', async () => (await north.viper.getMigration(home)).over);
   return { result, guest, leftovers };
 }
 

@@ -8,7 +8,7 @@ import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { createConnection, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Duplex, Transform } from 'node:stream';
+import { Duplex, duplexPair, Transform } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { guestImage } from '../../src/lab/guests.ts';
 import { DestinationMigration, type SilentQemu } from '../../src/migration/destination.ts';
@@ -26,7 +26,7 @@ import type {
 } from '../../src/model/migration.ts';
 import { MiB } from '../../src/model/units.ts';
 import type { VmSpec } from '../../src/model/vm.ts';
-import { SlabStore, serveSlabs } from '../../src/relay/index.ts';
+import { PassOn, SlabStore, serveSlabs } from '../../src/relay/index.ts';
 import { createDisk, diskUsage } from '../../src/vm/disks.ts';
 import { Machine } from '../../src/vm/machine.ts';
 import { machinePaths } from '../../src/vm/paths.ts';
@@ -413,6 +413,8 @@ export class LabRelay {
   });
   readonly #sessions = new Set<Duplex>();
   readonly #givesBytesPerSecond: number;
+  /** To which it gives slabs on. */
+  others: readonly LabRelay[] = [];
   #isDead = false;
 
   constructor(name: string, givesBytesPerSecond: number) {
@@ -433,7 +435,12 @@ export class LabRelay {
       this.store.detach(group);
     });
     const served = isSlow ? paced(session, this.#givesBytesPerSecond) : session;
-    serveSlabs({ store: this.store, group, session: served }).catch(() => {});
+    const passOn = new PassOn(async (id) => {
+      const [near, far] = duplexPair();
+      this.others.find((other) => other.id === id)!.serve(far, group, false);
+      return near;
+    });
+    serveSlabs({ store: this.store, group, session: served, passOn }).catch(() => {});
   }
 
   /** Its daemon is gone, and with it all that it held. */

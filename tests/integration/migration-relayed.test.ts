@@ -22,6 +22,7 @@ test('the source is gone before the VM is whole; whatever is lost then, the gues
   let epoch = 1;
   for (const lost of ['nothing', 'a relay', 'the destination'] as const) {
     const lenders = ['r1', 'r2', 'r3'].map((name) => new LabRelay(name, giveBytesPerSecond));
+    for (const lender of lenders) lender.others = lenders;
     const pair = await lab.migration(from, to, machine, { ...relayed, lenders, epoch });
     await pair.source.start();
     assert.equal((await pair.source.waitUntilOver()).name, 'moved');

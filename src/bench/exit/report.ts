@@ -19,7 +19,8 @@ export interface Run {
   rttMs: number;
   vms: number;
   exitMs: number;
-  totalMs: number;
+  /** Where it was waited for at the same rates. */
+  totalMs?: number;
   downtimeMs?: number;
   /** By all sessions of the source: pages, slabs with their replicas, what is told of them. */
   sentBytes: number;
@@ -61,7 +62,7 @@ export function markdownOf(runs: readonly Run[], notes: readonly string[]): stri
       String(vms),
       nameOf(wanted),
       seconds(of(({ exitMs }) => exitMs)),
-      seconds(of(({ totalMs }) => totalMs)),
+      some[0]!.totalMs === undefined ? '' : seconds(of(({ totalMs }) => totalMs)),
       of(({ downtimeMs }) => downtimeMs).toFixed(0),
       (of(({ sentBytes }) => sentBytes) / 1e6).toFixed(1),
       (of(({ exitMs }) => exitMs) / idealMs).toFixed(2),
@@ -86,7 +87,7 @@ export function csvOf(runs: readonly Run[]): string {
         run.rttMs,
         run.vms,
         run.exitMs.toFixed(0),
-        run.totalMs.toFixed(0),
+        run.totalMs?.toFixed(0) ?? '',
         run.downtimeMs?.toFixed(0) ?? '',
       ],
       ...[run.sentBytes, merge?.faults ?? '', merge?.faultMedianMs ?? '', merge?.faultP95Ms ?? ''],
@@ -104,10 +105,13 @@ export function figuresOf(runs: readonly Run[]): Record<string, string> {
       keyOf,
     ).values(),
   ];
-  const bars = (some: readonly Run[]) => [
-    { label: 'exit', value: median(some.map(({ exitMs }) => exitMs / 1000)) },
-    { label: 'whole', value: median(some.map(({ totalMs }) => totalMs / 1000)) },
-  ];
+  const bars = (some: readonly Run[]) => {
+    const whole = some.flatMap(({ totalMs }) => (totalMs === undefined ? [] : [totalMs / 1000]));
+    return [
+      { label: 'exit', value: median(some.map(({ exitMs }) => exitMs / 1000)) },
+      ...(whole.length > 0 ? [{ label: 'whole', value: median(whole) }] : []),
+    ];
+  };
   const draw = (part: Part, title: string, labelOf: (run: Run) => string): string | undefined => {
     const groups = of(part).map((some) => ({ label: labelOf(some[0]!), bars: bars(some) }));
     if (groups.length === 0) return undefined;
@@ -134,7 +138,7 @@ export function figuresOf(runs: readonly Run[]): Record<string, string> {
       points: merging.throughput.map(({ at, value }) => ({ at: at / 1000, value })),
       spans: [
         { label: 'until the exit', from: 0, to: merging.exitMs / 1000 },
-        { label: 'merging', from: merging.exitMs / 1000, to: merging.totalMs / 1000 },
+        { label: 'merging', from: merging.exitMs / 1000, to: (merging.totalMs ?? merging.exitMs) / 1000 },
       ],
     });
   return Object.fromEntries(Object.entries(figures).filter(([, svg]) => svg !== undefined)) as Record<

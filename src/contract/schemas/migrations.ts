@@ -244,6 +244,7 @@ const DivisionStatistics = Exact({
   replicas: Count,
   slabs: Count,
   zeroPages: Count,
+  alikePages: Type.Integer({ description: 'Pages with the content of others, which went once.' }),
   relays: Type.Array(Exact({ name: Type.String(), slabs: Count, bytes: Bytes })),
 });
 const LinkUse = Exact({

@@ -320,6 +320,13 @@ export class MigrationService {
     );
   }
 
+  /** A session with a relay, for one that gives slabs of a migration between others on to it. */
+  async openRelay(relayId: Uuid, migrationId: Uuid, group: string): Promise<Session> {
+    const session = await this.#peers.openRelay(relayId, migrationId, group);
+    session.once('close', () => this.#peers.limits.forget(migrationId));
+    return session;
+  }
+
   /** Whether it is at work here, as the source or as the destination. */
   isOpen(id: Uuid): boolean {
     return this.halves.outgoing.has(id) || this.halves.incoming.has(id);

@@ -3,9 +3,7 @@
  * come back with a byte changed; or `relay boast`, and the cloudlet says that it has far more memory than it has.
  */
 import { readFileSync } from 'node:fs';
-import type { SlabStore } from '../../relay/index.ts';
-
-export type ServedStore = Pick<SlabStore, 'put' | 'get' | 'drop' | 'freeBytes'>;
+import type { ServedStore, SlabStore } from '../../relay/index.ts';
 
 const boastBytes = 2 ** 40;
 
@@ -15,6 +13,8 @@ export function withFault(store: SlabStore): ServedStore {
   return {
     put: (group, slab, bytes) => store.put(group, slab, bytes),
     drop: (group) => store.drop(group),
+    remove: (group, slab) => store.remove(group, slab),
+    whenHeld: (group, slab, onHeld) => store.whenHeld(group, slab, onHeld),
     get: (group, slab) => {
       const bytes = store.get(group, slab);
       if (!bytes || fault() !== 'corrupt') return bytes;

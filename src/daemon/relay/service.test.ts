@@ -25,6 +25,7 @@ function open(context: TestContext, more: { configuredBytes?: number; isDraining
       configuredBytes: 0,
       isDraining: () => false,
       nameOf: () => 'edge1',
+      openRelay: () => Promise.reject(new Error('alone')),
       availableBytes: () => 2 ** 40,
       ...more,
     });

@@ -4,15 +4,16 @@
  */
 import { createHash } from 'node:crypto';
 import { freemem } from 'node:os';
+import type { Duplex } from 'node:stream';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { AcceptedSession, SessionRequest } from '../../link/index.ts';
 import { AppError } from '../../model/errors.ts';
-import { isUuid } from '../../model/ids.ts';
-import { longestLeaseMs, SlabStore, serveSlabs } from '../../relay/index.ts';
+import { isUuid, type Uuid } from '../../model/ids.ts';
+import { longestLeaseMs, PassOn, type ServedStore, SlabStore, serveSlabs } from '../../relay/index.ts';
 import type { EventLog } from '../events.ts';
 import type { Store } from '../store/index.ts';
-import { type ServedStore, withFault } from './fault.ts';
+import { withFault } from './fault.ts';
 
 type Status = Static<typeof schemas.Relay>;
 
@@ -24,6 +25,8 @@ export interface RelayServiceOptions {
   isDraining: () => boolean;
   /** The name of a cloudlet of the fleet. */
   nameOf: (cloudletId: string) => string | undefined;
+  /** A session of the group with another relay, to which slabs are given on. */
+  openRelay: (relayId: Uuid, migrationId: Uuid, group: string) => Promise<Duplex>;
   availableBytes?: () => number;
 }
 
@@ -108,7 +111,9 @@ export class RelayService {
         }
         if (isNew)
           this.#begin(group, { migrationId, cloudlet: this.#options.nameOf(cloudletId) ?? cloudletId });
-        serveSlabs({ store: this.#served, group, session })
+        // The secret is known as long as the session is there, for only with it others take what is given on.
+        const passOn = new PassOn((relay) => this.#options.openRelay(relay, migrationId, secret));
+        serveSlabs({ store: this.#served, group, session, passOn })
           // Whoever is at the other end knows what it means.
           .catch(() => {})
           .finally(() => {

@@ -41,7 +41,14 @@ import {
   renameSection,
   startSection,
 } from '../../stream/index.ts';
-import { parseDivision, parseRuns, parseSlab, type Run } from '../relayed/division.ts';
+import {
+  parseAlike,
+  parseDivision,
+  parseRuns,
+  parseSlab,
+  parseStale,
+  type Run,
+} from '../relayed/division.ts';
 import { Manifest } from '../relayed/manifest.ts';
 import { Merger } from '../relayed/merger.ts';
 import { framesOf } from './frame-stream.ts';
@@ -276,8 +283,11 @@ export class DestinationAgent {
     if (this.#unpacking >= mostUnpacking) await before;
   }
 
-  async #take(batch: Unpacked): Promise<void> {
-    const { runs, missed, lost } = await this.#rebuilder!.rebuild(batch);
+  /** `pagesOf`: which pages have the content of one of its pages; itself if missing. */
+  async #take(batch: Unpacked, pagesOf?: (page: number) => number[]): Promise<void> {
+    const rebuilt = await this.#rebuilder!.rebuild(batch);
+    const { missed, lost } = rebuilt;
+    const runs = pagesOf ? rebuilt.runs.flatMap((run) => spread(run, pagesOf)) : rebuilt.runs;
     if (lost.length > 0) this.#options.link?.write(encodeFrame(frame.lost, Buffer.from(lost)));
     this.#note(runs);
     if (this.#state === 'filling') {
@@ -423,9 +433,13 @@ export class DestinationAgent {
       manifest,
       open: (relay) => merging.openRelay(relays[relay]!, group),
       missing: this.#missing,
-      place: async (body) => {
+      place: async (body, slab) => {
         const unpacked = await unpack(body);
-        await this.#inTurn(() => this.#take(unpacked));
+        const pagesOf = (page: number) => [
+          ...(manifest.isGood(page, slab) ? [page] : []),
+          ...manifest.sharersOfPage(slab, page),
+        ];
+        await this.#inTurn(() => this.#take(unpacked, pagesOf));
       },
       placeZeroes: (runs) => this.#inTurn(() => this.#takeZeroes(runs)),
       onLost: merging.onLost,
@@ -436,6 +450,8 @@ export class DestinationAgent {
     const { pages } = this.#table!;
     if (type === frame.slab) manifest.add(parseSlab(body, pages, manifest.division));
     else if (type === frame.zeroes) manifest.addZeroes(parseRuns(body, pages));
+    else if (type === frame.alike) manifest.addAlike(parseAlike(body, pages));
+    else if (type === frame.stale) manifest.addStale(parseStale(body, pages));
     else if (type === frame.divided) this.#isDividedThere = true;
     else throw agentError(`a frame of type ${type} out of place`);
     await this.#perhapsDivided();
@@ -483,4 +499,12 @@ export class DestinationAgent {
     await this.#merged;
     await this.#turn;
   }
+}
+
+/** The content of each page of a run, for all pages that have it. */
+function spread({ page, count, content }: PageRun, pagesOf: (page: number) => number[]): PageRun[] {
+  return Array.from({ length: count }, (_, index) => {
+    const part = content?.subarray(index * pageBytes, (index + 1) * pageBytes);
+    return pagesOf(page + index).map((each) => ({ page: each, count: 1, content: part }));
+  }).flat();
 }

@@ -21,6 +21,8 @@ export const frame = {
   slab: 12,
   zeroes: 13,
   divided: 14,
+  stale: 15,
+  alike: 16,
   // From the destination.
   offer: 64,
   want: 65,

@@ -89,8 +89,13 @@ export class Outbox {
     return this.#failed.promise;
   }
 
-  /** Resolves when the link has taken it, or can take nothing any more. */
-  send(frame: Buffer | Promise<Uint8Array[]>): Promise<void> {
+  /** Resolves when the link has taken it, or can take nothing any more. A function is asked when its turn comes. */
+  send(frame: Buffer | Promise<Uint8Array[]> | (() => Uint8Array[])): Promise<void> {
+    if (typeof frame === 'function') {
+      const inTurn = this.#tail.then(frame);
+      inTurn.catch(() => {});
+      return this.send(inTurn);
+    }
     this.#frames += 1;
     this.#making += 1;
     const made = Promise.resolve(frame).then((pieces) => {

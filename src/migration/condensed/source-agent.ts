@@ -10,8 +10,10 @@
  *             in a moment
  *   serving   QEMU is done. Pending pages follow, those first that the destination asks for
  *
- * Relayed: in `serving`, what the destination does not take as fast as it is read goes to relays, and the destination is
- * told where it is. When nothing is pending any more the destination says that it does not need us.
+ * Relayed: in `draining` each page that QEMU has written goes to relays, once, so that they are filled while the VM still
+ * runs here; what it writes afterwards is *stale* there, and pending. In `serving`, what the destination does not take as
+ * fast as it is read goes to relays too, and the destination is told where it is. When nothing is pending any more the
+ * destination says that it does not need us.
  *
  * Reading a page later than QEMU did is safe at any time: QEMU clears its dirty bit before it reads it.
  * Because the source QEMU knows nothing of post-copy, it can let the VM run again as long as nobody else did.
@@ -22,12 +24,12 @@ import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
 import type { SessionStats } from '../../link/index.ts';
 import type { EngineStatistics } from '../../model/migration.ts';
-import { MiB } from '../../model/units.ts';
-import { isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
+import { KiB, MiB } from '../../model/units.ts';
+import { digestBlocks, digestBytes, isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
 import { delay } from '../../qmp/index.ts';
 import { type BlockTable, commandBytes, pageBytes, StreamParser } from '../../stream/index.ts';
 import { type Divider, partPages, type SlabContent } from '../relayed/divider.ts';
-import type { Run } from '../relayed/division.ts';
+import type { AlikePage, Run } from '../relayed/division.ts';
 import { RelayGate } from '../relayed/relay-gate.ts';
 import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
@@ -58,6 +60,8 @@ export interface SourceAgentOptions {
   compression?: CompressionMode;
   /** With relays that are open. Missing where nothing is relayed. */
   divider?: Divider | undefined;
+  /** Each page goes to relays once before the VM leaves: then it is left for what it has written meanwhile alone. */
+  dividesFirst?: boolean;
   statistics: EngineStatistics;
   /** What goes on, for those who look where time goes. */
   onStep?: (step: string, facts?: Record<string, number>) => void;
@@ -73,11 +77,16 @@ const leastPushPages = 8;
 const pushMs = 20;
 /** Relayed: a guest that has asked for something lately is about to ask for more, and others can take what is left. */
 const calmMs = 300;
+const endMs = 400;
 const shallowPollMs = 2;
+const earlyPollMs = 5;
+/** While QEMU writes as fast as it can, relays wait: each round is over sooner, and with it the last one. */
+const busyBytes = 32 * KiB;
+const busyMs = 3;
 /** Pages of a slab: what a guest waits for comes as a whole slab, and each has its cost. */
 const slabPages = 64;
 /** Pages that are looked at for one slab: most of a guest may be zero. */
-const scannedPages = 2048;
+const scannedPages = 512;
 /** Frames that may wait for the link beside pages: where slabs are is a few bytes each. */
 const mostWords = 63;
 /** In the first round most pages are known, and cost time but hardly bytes. */
@@ -131,6 +140,17 @@ export class SourceAgent {
   #warm: number[] = [];
   #warmAt = 0;
   #nextPush = 0;
+  /** Relayed, while draining: pages that nobody has read yet; that relays hold; and of them those that are stale there. */
+  #fresh = new PageSet(0);
+  #early = new PageSet(0);
+  #stale = new PageSet(0);
+  #hasDivision = false;
+  /** What the destination is to be told of slabs, and has not been. */
+  readonly #words: Buffer[] = [];
+  /** The VM has stood still: relays get nothing before it runs at the destination. */
+  #isLeaving = false;
+  /** When QEMU last had much to write. */
+  #busyAt = Number.NEGATIVE_INFINITY;
   /** When the destination last asked for something. */
   #wantedAt = Number.NEGATIVE_INFINITY;
   readonly #gate = new RelayGate();
@@ -180,15 +200,22 @@ export class SourceAgent {
   /** Whether the VM stands still for what is on its way and what is left. */
   hurry(isStopped: boolean): void {
     this.#isHurried = isStopped;
+    if (isStopped) this.#isLeaving = true;
   }
 
   get #canDrain(): boolean {
     return this.#options.memory !== undefined && this.#options.mode !== 'precopy';
   }
 
-  /** It has drained long enough to know which pages the guest writes all the time. */
+  /**
+   * It has drained long enough to know which pages the guest writes all the time, and relays that are to have all of it
+   * first have it.
+   */
   get isSampled(): boolean {
     if (!this.#canDrain) return true;
+    const { divider, dividesFirst } = this.#options;
+    const isDividing = divider?.isUsable && (this.#fresh.size > 0 || !divider.isSettled);
+    if (dividesFirst && isDividing) return false;
     return this.#sampledSince !== undefined && performance.now() - this.#sampledSince > sampleMs;
   }
 
@@ -237,7 +264,12 @@ export class SourceAgent {
     await this.#hello(parseOffer(first.value.body));
     if (this.#options.qemu) {
       const listening = this.#listen(frames);
-      await Promise.race([this.#copy(this.#options.qemu), listening.then(() => this.#endedEarly())]);
+      const dividing = this.#divideEarly();
+      dividing.catch(() => {});
+      await Promise.race([
+        Promise.all([this.#copy(this.#options.qemu), dividing]),
+        listening.then(() => this.#endedEarly()),
+      ]);
       await Promise.all([this.#serve(), listening]);
     } else {
       await this.#resume(frames);
@@ -290,6 +322,7 @@ export class SourceAgent {
     let isPlain = false;
     for await (const bytes of qemu) {
       if (this.#isDrainWanted && this.#state === 'copying' && !isPlain) await this.#beginToDrain();
+      if (bytes.length >= busyBytes) this.#busyAt = performance.now();
       if (isPlain) this.#outbox.send(encodeFrame(frame.rest, bytes));
       else isPlain = this.#parse(parser, bytes);
       if (!this.#batch.isEmpty && this.#outbox.isIdle) this.#flush();
@@ -337,6 +370,9 @@ export class SourceAgent {
     this.#pending = new PageSet(table.pages);
     this.#unseen = new PageSet(table.pages);
     this.#unseen.addRange(0, table.pages);
+    this.#fresh = new PageSet(table.pages);
+    this.#early = new PageSet(table.pages);
+    this.#stale = new PageSet(table.pages);
     this.#heat = new Uint8Array(table.pages);
     this.#condenser = new Condenser({
       pages: table.pages,
@@ -353,6 +389,14 @@ export class SourceAgent {
     const blocks = this.#table!.blocks.map(({ name, sizeBytes }) => ({ name, sizeBytes }));
     if (this.#opening.length > 0) this.#outbox.send(encodeFrame(frame.opening, this.#opening));
     this.#outbox.send(encodeJson(frame.blocks, { sectionId: this.#sectionId, blocks }));
+    if (this.#options.mode === 'postcopy') this.#beginDivision();
+  }
+
+  /** It will be read later. */
+  #putOff(page: number): void {
+    this.#pending.add(page);
+    if (this.#early.has(page)) this.#stale.add(page);
+    else this.#fresh.add(page);
   }
 
   #see(page: number): void {
@@ -362,7 +406,7 @@ export class SourceAgent {
   #page(page: number, buffer: Buffer, at: number): void {
     this.#see(page);
     if (this.#state !== 'copying') {
-      this.#pending.add(page);
+      this.#putOff(page);
       return;
     }
     this.#batch.addPage(page, buffer, at);
@@ -372,7 +416,7 @@ export class SourceAgent {
   #zeroPage(page: number): void {
     this.#see(page);
     if (this.#state !== 'copying') {
-      this.#pending.add(page);
+      this.#putOff(page);
       return;
     }
     this.#batch.addZero(page);
@@ -400,6 +444,7 @@ export class SourceAgent {
 
   /** The state of the devices and what is still to come, in one flight. */
   async #sendTail(): Promise<void> {
+    this.#isLeaving = true;
     this.#flush();
     const isPostcopy = this.#state === 'draining';
     const { onStep } = this.#options;
@@ -410,9 +455,12 @@ export class SourceAgent {
       this.#condenser!.enterPostcopy();
     }
     this.#state = 'serving';
-    this.#options.statistics.postcopyPages = this.#pending.size;
     const tail = Buffer.concat(this.#tail.splice(0));
-    const pending = isPostcopy ? this.#pending.toBytes() : Buffer.alloc(0);
+    const missing = PageSet.fromBytes(this.#table!.pages, this.#pending.toBytes());
+    missing.addAll(this.#early);
+    if (this.#hasDivision) this.#options.divider!.addStale(this.#stale.runs());
+    this.#options.statistics.postcopyPages = missing.size;
+    const pending = isPostcopy ? missing.toBytes() : Buffer.alloc(0);
     const sizes = Buffer.alloc(8);
     sizes.writeUInt32BE(tail.length);
     sizes.writeUInt32BE(pending.length, 4);
@@ -422,18 +470,26 @@ export class SourceAgent {
       this.#isHurried = false;
     });
     onStep?.('tail', { tailBytes: tail.length, packedBytes: packed.length, hotPages: this.#warm.length });
-    if (isPostcopy) this.#beginDivision();
   }
 
   #beginDivision(): void {
-    this.#options.divider?.begin({
-      tell: (bytes) => this.#outbox.send(bytes),
+    const { divider } = this.#options;
+    if (!divider) return;
+    this.#hasDivision = true;
+    divider.begin({
+      tell: (bytes) => this.#tell(bytes),
       giveBack: (runs) => {
         for (const [first, count] of runs) this.#pending.addRange(first, count);
         this.#isDivided = false;
       },
       wake: () => this.#wake.resolve(),
     });
+  }
+
+  /** Where slabs are is told in a few bytes each, which go together: each by itself would wait for its share of the uplink. */
+  #tell(bytes: Buffer): void {
+    this.#words.push(bytes);
+    if (this.#words.length === 1) this.#outbox.send(() => this.#words.splice(0));
   }
 
   /**
@@ -452,7 +508,10 @@ export class SourceAgent {
     for (let at = 0; at < hot.length && leftBytes > 0; at += hotPages) {
       if (performance.now() - startedAt > hotMs) break;
       const batch = this.#spare.pop() ?? new PageBatch();
-      for (const page of hot.slice(at, at + hotPages)) this.#takePending(batch, page, 1);
+      for (const page of hot.slice(at, at + hotPages)) {
+        this.#takePending(batch, page, 1);
+        this.#early.delete(page);
+      }
       const made = this.#dispatch(batch, false).then((pieces) => {
         leftBytes -= pieces.reduce((sum, { length }) => sum + length, 0);
         making.delete(made);
@@ -519,14 +578,30 @@ export class SourceAgent {
     }
   }
 
+  /** While the VM runs: what QEMU has written once, as fast as relays take it. */
+  async #divideEarly(): Promise<void> {
+    const { divider } = this.#options;
+    while (divider && !this.#isEnded && !this.#isLeaving) {
+      const isCalm = performance.now() - this.#busyAt > busyMs;
+      const mayDivide = isCalm && this.#hasDivision && this.#state === 'draining' && this.#fresh.size > 0;
+      if (mayDivide && divider.hasRoom) this.#divide(divider, this.#fresh);
+      else {
+        await Promise.race([delay(earlyPollMs, this.#abort.signal), this.#wake.promise]);
+        this.#wake = Promise.withResolvers();
+      }
+      await nextTurn();
+    }
+  }
+
   /** The destination takes what it can, and relays the rest. */
   async #serveDivided(divider: Divider): Promise<void> {
     while (!this.#isEnded) {
       const woken = this.#wake.promise;
       const isPending = this.#pending.size > 0;
       if (this.#wants.length > 0) this.#takeWants();
-      else if (isPending && this.#isLinkOpen && this.#isGuestCalm) this.#push();
-      else if (isPending && divider.hasRoom && this.#isGateOpen(divider)) this.#divide(divider);
+      else if (isPending && this.#isLinkOpen && this.#isGuestCalm && !this.#isEndNear(divider)) this.#push();
+      else if (isPending && divider.hasRoom && this.#isGateOpen(divider))
+        this.#divide(divider, this.#pending);
       else {
         if (!isPending && divider.isSettled && !this.#isDivided) {
           this.#isDivided = true;
@@ -543,6 +618,12 @@ export class SourceAgent {
     }
   }
 
+  /** Relays take the rest in a moment: the last word would stand behind whatever goes to a slow destination now. */
+  #isEndNear(divider: Divider): boolean {
+    const restBytes = this.#pending.size * pageBytes;
+    return restBytes < (divider.bytesPerSecond * endMs) / 1000 && this.#isGateOpen(divider);
+  }
+
   /** One that says nothing of what has arrived may be slow. */
   #isGateOpen(divider: Divider): boolean {
     const { link } = this.#options;
@@ -552,19 +633,18 @@ export class SourceAgent {
     return this.#gate.isOpen({ now: performance.now(), directBytes, relayedBytes: divider.placedBytes });
   }
 
-  /** Up to a slab of what is pending, for relays; zeroes among it need none. */
-  #divide(divider: Divider): void {
+  /** Up to a slab of these pages, which are pending, for relays; zeroes among it need none. */
+  #divide(divider: Divider, pages: PageSet): void {
     const batch = this.#spare.pop() ?? new PageBatch();
     const zeroes: Run[] = [];
     for (let scanned = 0; scanned < scannedPages && batch.dataPages < slabPages; ) {
-      const first = this.#pending.next(this.#nextPush);
+      const first = pages.next(this.#nextPush);
       if (first < 0 && this.#nextPush === 0) break;
       this.#nextPush = Math.max(first, 0);
       if (first < 0) continue;
-      const [[, count]] = this.#pending.runs(first, first + slabPages - batch.dataPages) as [
-        [number, number],
-      ];
+      const [[, count]] = pages.runs(first, first + slabPages - batch.dataPages) as [[number, number]];
       this.#takePending(batch, first, count);
+      if (pages === this.#fresh) this.#early.addRange(first, count);
       this.#nextPush = first + count;
       scanned += count;
       zeroes.push(...batch.takeZeroes());
@@ -578,22 +658,30 @@ export class SourceAgent {
       onTaken();
       return;
     }
-    divider.add(this.#fillSlab(batch, onTaken), batch.dataRuns);
+    const isEarly = pages === this.#fresh;
+    divider.add((slab) => this.#fillSlab(divider, { slab, batch, onTaken, isEarly }), batch.dataRuns);
   }
 
   /** What both ends hold needs no relay: it is told to the destination in a few bytes. */
-  async #fillSlab(batch: PageBatch, onTaken: () => void): Promise<SlabContent | undefined> {
+  async #fillSlab(
+    divider: Divider,
+    wanted: { slab: number; batch: PageBatch; onTaken: () => void; isEarly: boolean },
+  ): Promise<SlabContent | undefined> {
+    const { slab, batch, onTaken, isEarly } = wanted;
     const condenser = this.#condenser!;
     if (condenser.hasSets) {
       const isKnown = await condenser.inSets(batch);
       const known = this.#spare.pop() ?? new PageBatch();
       if (isKnown.includes(true)) batch.move(isKnown, known);
-      this.#send(known, false);
+      // While the VM runs they may change before they are there.
+      if (isEarly) this.#takeBack(known);
+      else this.#send(known, false);
     }
     if (batch.isEmpty) {
       onTaken();
       return undefined;
     }
+    const alike = this.#takeAlike(divider, slab, batch);
     const runs = batch.dataRuns;
     const parts: PageBatch[] = [];
     for (let first = 0; first < batch.dataPages; first += partPages) parts.push(batch.part(first, partPages));
@@ -602,7 +690,40 @@ export class SourceAgent {
       parts.map((part) => condenser.condense(part, { plain: true, onTaken: () => {} })),
     );
     // Without the frame's head: the slab has its own.
-    return { parts: condensed.map(([, ...body]) => body), runs };
+    return { parts: condensed.map(([, ...body]) => body), runs, alike };
+  }
+
+  /** What is in a slab already leaves the batch. */
+  #takeAlike(divider: Divider, slab: number, batch: PageBatch): AlikePage[] {
+    const startedAt = performance.now();
+    const digests = digestBlocks(batch.content.subarray(0, batch.dataPages * pageBytes));
+    const alike: AlikePage[] = [];
+    const isAlike = batch.entries.map(({ page }, index) => {
+      const found = divider.like(
+        digests.subarray(index * digestBytes, (index + 1) * digestBytes),
+        slab,
+        page,
+      );
+      if (found) alike.push({ page, slab: found.slab, like: found.page });
+      return found !== undefined;
+    });
+    this.#options.statistics.cpuMs.digest += performance.now() - startedAt;
+    if (alike.length > 0) {
+      const others = this.#spare.pop() ?? new PageBatch();
+      batch.move(isAlike, others);
+      others.clear();
+      this.#spare.push(others);
+    }
+    return alike;
+  }
+
+  #takeBack(batch: PageBatch): void {
+    for (const [first, count] of batch.dataRuns) {
+      this.#pending.addRange(first, count);
+      for (let page = first; page < first + count; page++) this.#early.delete(page);
+    }
+    batch.clear();
+    this.#spare.push(batch);
   }
 
   /** Fewer on a slow link. */
@@ -682,7 +803,10 @@ export class SourceAgent {
 
   #takePending(batch: PageBatch, first: number, count: number): void {
     this.#read(batch, first, count);
-    for (let page = first; page < first + count; page++) this.#pending.delete(page);
+    for (let page = first; page < first + count; page++) {
+      this.#pending.delete(page);
+      this.#fresh.delete(page);
+    }
   }
 
   readonly #scratch = Buffer.alloc(pushPages * pageBytes);

@@ -2,16 +2,29 @@
  * At the source: takes what the destination lacks, seals it and puts it on relays, and tells the destination where it
  * is. A slab counts as placed when as many relays as wanted say that they hold it; until then, and whenever one of them
  * is lost, its pages are the source's to give.
+ *
+ * A slab leaves once: the relay that has it gives it on to others, each of which says to the source itself that it has
+ * come, and is what was sent. Where that takes long, the source sends it again.
  */
-import { randomBytes } from 'node:crypto';
+import { hash, randomBytes } from 'node:crypto';
 import type { Duplex } from 'node:stream';
 import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { DivisionStatistics } from '../../model/migration.ts';
-import { MiB } from '../../model/units.ts';
+import { KiB, MiB } from '../../model/units.ts';
 import { keyBytes, newKey, RelayClient, Seal } from '../../relay/index.ts';
-import { type Division, encodeDivision, encodeSlab, encodeZeroes, mostRelays, type Run } from './division.ts';
-import { place, type RelayView } from './placement.ts';
+import {
+  type AlikePage,
+  type Division,
+  encodeAlike,
+  encodeDivision,
+  encodeSlab,
+  encodeStale,
+  encodeZeroes,
+  mostRelays,
+  type Run,
+} from './division.ts';
+import { passingWindowOf, place, type RelayView } from './placement.ts';
 
 export interface RelayEnd {
   id: Uuid;
@@ -28,10 +41,12 @@ export interface DividerOptions {
 }
 
 export interface SlabContent {
-  /** Of each part the body of a batch that refers to nothing. */
+  /** Of each part the body of a batch that refers to nothing. None if all of it is alike. */
   parts: readonly (readonly Uint8Array[])[];
   /** Its pages. */
   runs: readonly Run[];
+  /** Pages with content that is in slabs already, as `like` has said. */
+  alike: AlikePage[];
 }
 
 /** What of the source's agent it works for. */
@@ -49,12 +64,26 @@ export const partPages = 8;
 /** Sealed bytes that may wait for their relays. */
 const mostInFlightBytes = 32 * MiB;
 const mostSlabsInFlight = 128;
+/** Of a slab, to ask for room before it is made. */
+const typicalBytes = 256 * KiB;
+/** Slabs that are being condensed: what is urgent waits behind them for the same few threads. */
+const mostInTheMaking = 2;
 /** A relay that has not answered by then gets company. */
 const slowMs = 4000;
+/** While nothing else leaves, a replica that another relay is to make is waited for no longer than this. */
+const idleMs = 250;
+/** Contents that are known again: 100 bytes each, about. */
+const mostContents = 500_000;
+/** Of a digest, as the name of a content. */
+const nameBytes = 16;
+const tickMs = 50;
 
 interface End extends RelayEnd {
   client: RelayClient | undefined;
   slabs: number;
+  bytes: number;
+  /** Of slabs that it has, and is to give on to other relays. */
+  passingBytes: number;
 }
 
 interface Placed {
@@ -73,17 +102,28 @@ export class Divider {
   #host: DividerHost | undefined;
   #nextSlab = 1;
   #inFlight = { slabs: 0, bytes: 0 };
+  #making = 0;
   #change = Promise.withResolvers<void>();
   #slabs = 0;
   #placedBytes = 0;
   #zeroPages = 0;
+  #alikePages = 0;
+  /** Of slabs that are placed, or are to be: pages that were said to be like theirs. */
+  readonly #sharers = new Map<number, number[]>();
+  /** By digest. Those of slabs that are no more are passed over. */
+  readonly #contents = new Map<string, { slab: number; page: number }>();
+  /** Replicas that other relays are to make. */
+  readonly #passes = new Set<{ since: number; giveUp: () => void }>();
+  /** When something was on its way from here to a relay last. */
+  #busyAt = 0;
+  #timer: NodeJS.Timeout | undefined;
 
   constructor(options: DividerOptions) {
     this.#options = options;
     this.#seal = new Seal(this.#key, options.migrationId);
     this.#ends = options.relays
       .slice(0, mostRelays)
-      .map((relay) => ({ ...relay, client: undefined, slabs: 0 }));
+      .map((relay) => ({ ...relay, client: undefined, slabs: 0, bytes: 0, passingBytes: 0 }));
   }
 
   /** Opens a session with each relay, all at once; one that cannot be reached is done without. */
@@ -105,6 +145,7 @@ export class Divider {
   /** The destination hears first of all what it needs to know of the relays. */
   begin(host: DividerHost): void {
     this.#host = host;
+    this.#timer ??= setInterval(() => this.#hurry(), tickMs);
     const { migrationId, replicas } = this.#options;
     const relays = this.#ends.map(({ id }) => id);
     const division: Division = {
@@ -121,7 +162,10 @@ export class Divider {
   /** Whether it takes another slab now. */
   get hasRoom(): boolean {
     const { slabs, bytes } = this.#inFlight;
-    return this.isUsable && slabs < mostSlabsInFlight && bytes < mostInFlightBytes;
+    if (this.#making >= mostInTheMaking || slabs >= mostSlabsInFlight || bytes >= mostInFlightBytes)
+      return false;
+    // One that would only wait for its relays is not made yet.
+    return typeof place(this.#views(new Set()), typicalBytes, this.#options.replicas) !== 'string';
   }
 
   /** Whether there are enough relays at all. */
@@ -141,19 +185,46 @@ export class Divider {
   }
 
   /** `pages` are those that are given back if it cannot be placed. Nothing is placed when there is no content. */
-  add(content: Promise<SlabContent | undefined>, pages: readonly Run[]): void {
+  add(fill: (slab: number) => Promise<SlabContent | undefined>, pages: readonly Run[]): void {
     this.#inFlight.slabs += 1;
-    this.#add(content)
-      .catch(() => this.#host?.giveBack(pages))
+    // By the order in which they were read.
+    const slab = this.#nextSlab++;
+    this.#sharers.set(slab, []);
+    this.#add(slab, fill(slab))
+      .catch(() => {
+        this.#host?.giveBack(pages);
+        this.#giveBackSharers(slab);
+      })
       .finally(() => {
         this.#inFlight.slabs -= 1;
         this.#host?.wake();
       });
   }
 
+  /**
+   * Where content with this digest is, if it is in a slab already. If not, it will be in this one, as this page.
+   */
+  like(digest: Buffer, slab: number, page: number): { slab: number; page: number } | undefined {
+    const name = digest.toString('latin1', 0, nameBytes);
+    const known = this.#contents.get(name);
+    if (known && this.#sharers.has(known.slab)) return known;
+    if (known || this.#contents.size < mostContents) this.#contents.set(name, { slab, page });
+    return undefined;
+  }
+
   addZeroes(runs: readonly Run[]): void {
     for (const [, count] of runs) this.#zeroPages += count;
-    this.#host!.tell(encodeZeroes(runs));
+    this.#host?.tell(encodeZeroes(runs));
+  }
+
+  /** Of these pages nothing is good that was added until now. */
+  addStale(runs: Run[]): void {
+    if (runs.length > 0) this.#host?.tell(encodeStale({ slab: this.#nextSlab, runs }));
+  }
+
+  /** How fast relays take what is sent to them, all together. */
+  get bytesPerSecond(): number {
+    return this.#ends.reduce((sum, { client }) => sum + (client?.bytesPerSecond ?? 0), 0);
   }
 
   /** Of slabs that are placed, each counted once. */
@@ -161,36 +232,50 @@ export class Divider {
     return this.#placedBytes;
   }
 
-  /** Sealed bytes that relays were given, all together. */
+  /** Sealed bytes that went to relays from here. */
   get sentBytes(): number {
-    return this.#ends.reduce((sum, { client }) => sum + (client?.heldBytes ?? 0), 0);
+    return this.#ends.reduce((sum, { client }) => sum + (client?.sentBytes ?? 0), 0);
   }
 
   get statistics(): DivisionStatistics {
-    const relays = this.#ends.map(({ name, slabs, client }) => ({
-      name,
-      slabs,
-      bytes: client?.heldBytes ?? 0,
-    }));
+    const relays = this.#ends.map(({ name, slabs, bytes }) => ({ name, slabs, bytes }));
     const { replicas } = this.#options;
-    return { replicas, slabs: this.#slabs, zeroPages: this.#zeroPages, relays };
+    return {
+      replicas,
+      slabs: this.#slabs,
+      zeroPages: this.#zeroPages,
+      alikePages: this.#alikePages,
+      relays,
+    };
   }
 
   /** Lets go of the relays, which keep what they hold; or drops it there, when nobody will come for it. */
   end({ drop }: { drop: boolean }): void {
     this.#host = undefined;
     this.#isEnded = true;
+    clearInterval(this.#timer);
     for (const { client } of this.#ends) {
       if (drop) client?.drop();
       client?.close();
     }
   }
 
-  async #add(content: Promise<SlabContent | undefined>): Promise<void> {
-    const known = await content;
-    if (!known) return;
-    const { parts, runs } = known;
-    const slab = this.#nextSlab++;
+  async #add(slab: number, content: Promise<SlabContent | undefined>): Promise<void> {
+    this.#making += 1;
+    const known = await content.finally(() => {
+      this.#making -= 1;
+      this.#host?.wake();
+    });
+    if (!known) {
+      this.#sharers.delete(slab);
+      return;
+    }
+    const { parts, runs, alike } = known;
+    this.#addAlike(slab, alike);
+    if (parts.length === 0) {
+      this.#sharers.delete(slab);
+      return;
+    }
     const sealedParts = parts.map((part, number) => this.#seal.close(slab, number, part));
     const sealed = Buffer.concat(sealedParts);
     this.#inFlight.bytes += sealed.length;
@@ -202,7 +287,10 @@ export class Divider {
       if (this.#isThin(placed)) return this.#giveBack(slab);
       this.#slabs += 1;
       this.#placedBytes += sealed.length;
-      for (const holder of holders) this.#ends[holder]!.slabs += 1;
+      for (const holder of holders) {
+        this.#ends[holder]!.slabs += 1;
+        this.#ends[holder]!.bytes += sealed.length;
+      }
       this.#host?.tell(
         encodeSlab({
           slab,
@@ -216,41 +304,131 @@ export class Divider {
     }
   }
 
+  /** Of what is alike to a slab that is lost the source takes care itself. */
+  #addAlike(number: number, alike: readonly AlikePage[]): void {
+    const pages = alike.filter(({ slab, page }) => {
+      const sharers = this.#sharers.get(slab);
+      if (sharers) sharers.push(page);
+      else this.#host?.giveBack([[page, 1]]);
+      return sharers !== undefined;
+    });
+    this.#alikePages += pages.length;
+    if (pages.length > 0) this.#host?.tell(encodeAlike({ number, pages }));
+  }
+
+  #giveBackSharers(slab: number): void {
+    const pages = this.#sharers.get(slab);
+    this.#sharers.delete(slab);
+    if (pages && pages.length > 0) this.#host?.giveBack(pages.map((page): Run => [page, 1]));
+  }
+
   /** Rejects when there are not enough relays that take it. */
   async #place(slab: number, sealed: Buffer): Promise<Set<number>> {
     const { replicas } = this.#options;
     const holders = new Set<number>();
     const asked = new Set<number>();
     const pending = new Set<number>();
+    /** Those that have it from here, or are to have: whether they have taken it. */
+    const givers = new Map<number, Promise<boolean>>();
     let patientUntil = 0;
+    const begin = (relay: number): void => {
+      asked.add(relay);
+      pending.add(relay);
+      patientUntil = performance.now() + slowMs;
+      const giver = [...givers].find(([each]) => this.#canPass(each));
+      const giving = giver ? this.#pass(giver, relay, slab, sealed) : this.#put(relay, slab, sealed);
+      if (!giver) givers.set(relay, giving);
+      giving
+        .then(
+          (isHeld) => isHeld && holders.add(relay),
+          () => {},
+        )
+        .finally(() => {
+          pending.delete(relay);
+          this.#changed();
+        });
+    };
     while (holders.size < replicas) {
       const lacking = replicas - holders.size - pending.size;
       if (lacking > 0) {
         const placement = place(this.#views(asked), sealed.length, lacking);
         if (placement === 'none') throw new AppError('peer_unreachable', `No relay takes slab ${slab}`);
-        for (const number of placement === 'wait' ? [] : placement.relays) {
-          asked.add(number);
-          pending.add(number);
-          patientUntil = performance.now() + slowMs;
-          const put = this.#ends[number]!.client!.put(slab, sealed);
-          put
-            .then(
-              (isHeld) => isHeld && holders.add(number),
-              () => {},
-            )
-            .finally(() => {
-              pending.delete(number);
-              this.#changed();
-            });
-        }
+        for (const relay of placement === 'wait' ? [] : placement.relays) begin(relay);
       }
       await this.#changeWithin(slowMs);
       if (pending.size === 0 || performance.now() < patientUntil) continue;
       // One of them gets company, and whoever answers first counts.
       const more = place(this.#views(asked), sealed.length, 1);
-      if (typeof more !== 'string') for (const number of pending) if (pending.delete(number)) break;
+      if (typeof more !== 'string') for (const relay of pending) if (pending.delete(relay)) break;
     }
     return holders;
+  }
+
+  async #put(relay: number, slab: number, sealed: Buffer): Promise<boolean> {
+    try {
+      return await this.#ends[relay]!.client!.put(slab, sealed);
+    } finally {
+      this.#busyAt = performance.now();
+    }
+  }
+
+  /** Unless it has much to give on as it is. */
+  #canPass(relay: number): boolean {
+    const { client, passingBytes } = this.#ends[relay]!;
+    return client?.isAlive === true && passingBytes < passingWindowOf(client.passedPerSecond);
+  }
+
+  /** By way of another relay, which is told in one flight with the slab; from here when that fails, or takes long. */
+  async #pass(
+    [giver, isTaken]: readonly [number, Promise<boolean>],
+    relay: number,
+    slab: number,
+    sealed: Buffer,
+  ): Promise<boolean> {
+    const [from, to] = [this.#ends[giver]!, this.#ends[relay]!];
+    const late = Promise.withResolvers<false>();
+    const pass = { since: performance.now(), giveUp: () => late.resolve(false) };
+    this.#passes.add(pass);
+    try {
+      const digest = hash('sha256', sealed, 'buffer');
+      const isThere = to.client!.expect(slab, digest, sealed.length);
+      const isPassed = from.client!.pass(slab, to.id, sealed.length);
+      this.#countPassing(from, sealed.length, isTaken, isPassed);
+      const isArrived = isPassed.then(
+        (isTakenThere) => isTakenThere && isThere,
+        () => false,
+      );
+      // The relay itself says what it has.
+      if (await Promise.race([isThere, isArrived, late.promise])) return true;
+    } finally {
+      this.#passes.delete(pass);
+    }
+    return this.#put(relay, slab, sealed);
+  }
+
+  #countPassing(from: End, bytes: number, isTaken: Promise<boolean>, isPassed: Promise<boolean>): void {
+    let isOver = false;
+    const over = () => {
+      isOver = true;
+    };
+    isPassed.then(over, over);
+    isTaken
+      .then(async (has) => {
+        if (!has || isOver) return;
+        from.passingBytes += bytes;
+        await isPassed.finally(() => {
+          from.passingBytes -= bytes;
+        });
+      })
+      .catch(() => {});
+  }
+
+  /** While nothing leaves the source, it may as well send what others are late with. */
+  #hurry(): void {
+    const now = performance.now();
+    if (this.#ends.some(({ client }) => (client?.inFlightBytes ?? 0) > 0)) this.#busyAt = now;
+    const patienceMs = now - this.#busyAt > idleMs ? idleMs : slowMs;
+    for (const { since, giveUp } of this.#passes) if (now - since > patienceMs) giveUp();
   }
 
   #views(asked: ReadonlySet<number>): RelayView[] {
@@ -258,6 +436,7 @@ export class Divider {
       canBeAsked: client?.isAlive === true && !asked.has(number),
       freeBytes: client?.freeBytes ?? 0,
       inFlightBytes: client?.inFlightBytes ?? 0,
+      expectedBytes: client?.expectedBytes ?? 0,
       bytesPerSecond: client?.bytesPerSecond,
     }));
   }
@@ -279,6 +458,7 @@ export class Divider {
     const placed = this.#placed.get(slab);
     this.#placed.delete(slab);
     if (placed) this.#host?.giveBack(placed.runs);
+    this.#giveBackSharers(slab);
   }
 
   #changed(): void {

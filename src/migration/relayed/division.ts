@@ -127,6 +127,67 @@ export function partOf({ runs }: Slab, page: number, partPages: number): number 
 
 export const encodeZeroes = (runs: readonly Run[]): Buffer => encodeFrame(frame.zeroes, encodeRuns(runs));
 
+/** Pages that have the content which slabs have of others. */
+export interface Alike {
+  /** Of the same row as the numbers of slabs. */
+  number: number;
+  pages: AlikePage[];
+}
+
+export interface AlikePage {
+  page: number;
+  slab: number;
+  /** The page in it. */
+  like: number;
+}
+
+export function encodeAlike({ number, pages }: Alike): Buffer {
+  const bytes = Buffer.alloc(4 + pages.length * 3 * mostNumberBytes);
+  bytes.writeUInt32BE(number);
+  let at = 4;
+  let before = 0;
+  for (const { page, slab, like } of pages) {
+    at = writeNumber(bytes, at, zigzag(page - before));
+    at = writeNumber(bytes, at, slab);
+    at = writeNumber(bytes, at, zigzag(like - page));
+    before = page;
+  }
+  return encodeFrame(frame.alike, bytes.subarray(0, at));
+}
+
+export function parseAlike(body: Buffer, pages: number): Alike {
+  if (body.length < 4) throw agentError('alike pages without a number');
+  const cursor: Cursor = { bytes: body, at: 4, end: body.length };
+  const found: AlikePage[] = [];
+  let page = 0;
+  while (cursor.at < cursor.end) {
+    page += unzigzag(readNumber(cursor));
+    const slab = readNumber(cursor);
+    const like = page + unzigzag(readNumber(cursor));
+    const isThere = (each: number) => each >= 0 && each < pages;
+    if (!isThere(page) || !isThere(like) || slab === 0) throw agentError(`page ${page} like ${like}`);
+    found.push({ page, slab, like });
+  }
+  return { number: body.readUInt32BE(0), pages: found };
+}
+
+/** Of these pages no slab below this number is good. */
+export interface Stale {
+  slab: number;
+  runs: Run[];
+}
+
+export function encodeStale({ slab, runs }: Stale): Buffer {
+  const head = Buffer.alloc(4);
+  head.writeUInt32BE(slab);
+  return encodeFrame(frame.stale, head, encodeRuns(runs));
+}
+
+export function parseStale(body: Buffer, pages: number): Stale {
+  if (body.length < 4) throw agentError('stale pages without a slab');
+  return { slab: body.readUInt32BE(0), runs: parseRuns(body.subarray(4), pages) };
+}
+
 /** Runs as zigzag(first page - end of the run before) and count. */
 function encodeRuns(runs: readonly Run[]): Buffer {
   const bytes = Buffer.alloc(runs.length * 2 * mostNumberBytes);

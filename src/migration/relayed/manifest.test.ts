@@ -7,11 +7,14 @@ import { BlockTable } from '../../stream/index.ts';
 import { PageSet } from '../condensed/page-set.ts';
 import {
   type Division,
+  encodeAlike,
   encodeDivision,
   encodeSlab,
+  parseAlike,
   parseDivision,
   parseRuns,
   parseSlab,
+  parseStale,
   partOf,
   rangeOf,
   type Slab,
@@ -113,9 +116,9 @@ test('a page is in the last slab that has it, or zero, or nobody knows', () => {
   });
   manifest.add({ slab: 2, parts: [10, 10], holders: [1, 2], runs: [[5, 10]] });
   manifest.addZeroes([[100, 900]]);
-  assert.equal(manifest.slabOf(4)?.slab, 1);
-  assert.equal(manifest.slabOf(7)?.slab, 2);
-  assert.equal(manifest.slabOf(100), undefined);
+  assert.equal(manifest.whereIs(4)?.slab.slab, 1);
+  assert.equal(manifest.whereIs(7)?.slab.slab, 2);
+  assert.equal(manifest.whereIs(100), undefined);
   const missing = new PageSet(1000);
   missing.addRange(0, 15);
   missing.addRange(500, 100);
@@ -123,6 +126,71 @@ test('a page is in the last slab that has it, or zero, or nobody knows', () => {
   missing.add(17);
   assert.equal(manifest.firstUncovered(missing), 17);
   assert.throws(() => manifest.add({ slab: 2, parts: [1], holders: [0], runs: [[0, 1]] }), /slab 2 twice/);
+});
+
+test('of stale pages no earlier slab is good, whether it was told of before or comes late', () => {
+  const manifest = new Manifest(division, layout);
+  manifest.add({ slab: 1, parts: [10, 10], holders: [0, 1], runs: [[0, 10]] });
+  manifest.addZeroes([[100, 5]]);
+  manifest.addStale({
+    slab: 3,
+    runs: [
+      [5, 2],
+      [20, 1],
+      [101, 1],
+    ],
+  });
+  manifest.add({ slab: 2, parts: [10], holders: [0, 1], runs: [[20, 3]] });
+  assert.deepEqual(
+    [4, 5, 6, 7, 20, 21, 100, 101].map((page) => manifest.covers(page)),
+    [true, false, false, true, false, true, true, false],
+  );
+  manifest.add({ slab: 4, parts: [10], holders: [0, 1], runs: [[5, 1]] });
+  // An earlier one that comes late.
+  manifest.add({ slab: 3, parts: [10], holders: [0, 1], runs: [[4, 2]] });
+  assert.deepEqual([manifest.whereIs(4)?.slab.slab, manifest.whereIs(5)?.slab.slab], [3, 4]);
+  assert.deepEqual(
+    [manifest.isGood(5, 1), manifest.isGood(5, 3), manifest.isGood(4, 1)],
+    [false, true, true],
+  );
+  const read = Manifest.fromBytes(manifest.toBytes());
+  for (let page = 0; page < 120; page++) {
+    assert.equal(read.whereIs(page)?.slab.slab, manifest.whereIs(page)?.slab.slab, `page ${page}`);
+    assert.equal(read.zeroes.has(page), manifest.zeroes.has(page), `page ${page}`);
+  }
+  assert.throws(() => manifest.addStale({ slab: 9, runs: [] }), /stale pages twice/);
+  assert.throws(() => parseStale(Buffer.alloc(3), 1000), /stale pages without a slab/);
+});
+
+test('a page that is like one in a slab is there, as long as nothing newer is said of it', () => {
+  const manifest = new Manifest(division, layout);
+  const alike = {
+    number: 2,
+    pages: [20, 21, 900, 3].map((page) => ({ page, slab: 1, like: page === 3 ? 5 : 4 })),
+  };
+  assert.deepEqual(parseAlike(bodyOf(encodeAlike(alike)), 1000), alike);
+  assert.throws(() => parseAlike(bodyOf(encodeAlike(alike)), 900), /page 900 like 4/);
+  assert.throws(() => parseAlike(Buffer.alloc(2), 900), /alike pages without a number/);
+  manifest.addAlike(alike);
+  assert.equal(manifest.covers(20), false, 'the slab may come later');
+  manifest.add({ slab: 1, parts: [10, 10], holders: [0, 1], runs: [[0, 10]] });
+  manifest.add({ slab: 3, parts: [10], holders: [0, 1], runs: [[21, 1]] });
+  manifest.addStale({ slab: 3, runs: [[900, 1]] });
+  const where = (page: number) => [manifest.whereIs(page)?.slab.slab, manifest.whereIs(page)?.page];
+  assert.deepEqual([20, 21, 900, 3].map(where), [
+    [1, 4],
+    [3, 21],
+    [undefined, undefined],
+    [1, 5],
+  ]);
+  assert.deepEqual(manifest.sharersOf(1), [
+    [4, [20, 21]],
+    [5, [3]],
+  ]);
+  assert.deepEqual(manifest.sharersOfPage(1, 5), [3]);
+  const read = Manifest.fromBytes(manifest.toBytes());
+  assert.deepEqual(read.sharersOf(1), manifest.sharersOf(1));
+  assert.equal(read.whereIs(20)?.page, 4);
 });
 
 test('a manifest is read from its file as it was, and one that is cut short is none', () => {

@@ -3,23 +3,40 @@
  * to a file and read again, so that a daemon that starts anew goes on merging without the source.
  *
  *   u32 length of the head, JSON head: what both ends know of the VM's memory and of the relays, with the key
- *   then frames, SLAB and ZEROES, as they came
+ *   then frames, STALE if it came, SLAB, ALIKE and ZEROES
  */
 import { agentError, FrameReader, frame } from '../condensed/frames.ts';
 import { type Layout, parseLayout } from '../condensed/handshake.ts';
 import { PageSet } from '../condensed/page-set.ts';
 import {
+  type Alike,
   bytesOf,
   type Division,
   divisionJson,
   divisionOf,
+  encodeAlike,
   encodeSlab,
+  encodeStale,
   encodeZeroes,
+  parseAlike,
   parseRuns,
   parseSlab,
+  parseStale,
   type Run,
   type Slab,
+  type Stale,
 } from './division.ts';
+
+interface Place {
+  slab: number;
+  page: number;
+}
+
+interface Sharer {
+  page: number;
+  /** Of the ALIKE that says so. */
+  number: number;
+}
 
 export class Manifest {
   readonly division: Division;
@@ -29,39 +46,94 @@ export class Manifest {
   readonly #slabs = new Map<number, Slab>();
   /** In the order in which they came, which is about that of their pages. */
   readonly #order: Slab[] = [];
-  /** By page; 0 where it is in none. */
-  readonly #slabOf: Uint32Array;
+  /** By page: the number of the slab, or of the ALIKE, that it is in; 0 where it is in none. */
+  readonly #numberOf: Uint32Array;
+  /** By number, by page. */
+  readonly #alike = new Map<number, Map<number, Place>>();
+  /** By slab, by page there. */
+  readonly #sharers = new Map<number, Map<number, Sharer[]>>();
+  #stale: Stale | undefined;
+  readonly #stalePages: PageSet;
 
   constructor(division: Division, layout: Layout) {
     this.division = division;
     this.layout = layout;
     this.zeroes = new PageSet(layout.table.pages);
-    this.#slabOf = new Uint32Array(layout.table.pages);
+    this.#numberOf = new Uint32Array(layout.table.pages);
+    this.#stalePages = new PageSet(layout.table.pages);
   }
 
   get slabs(): readonly Slab[] {
     return this.#order;
   }
 
-  /** A page that is in several slabs is taken from the last. */
+  /** What was said of these pages so far, or will yet be of slabs before that number, does not hold. Said once. */
+  addStale(stale: Stale): void {
+    if (this.#stale) throw agentError('stale pages twice');
+    this.#stale = stale;
+    for (const [first, count] of stale.runs) {
+      this.#stalePages.addRange(first, count);
+      for (let page = first; page < first + count; page++) {
+        if (this.#numberOf[page]! < stale.slab) this.#numberOf[page] = 0;
+        this.zeroes.delete(page);
+      }
+    }
+  }
+
+  /** Whether what the slab has of the page is what the page is. */
+  isGood(page: number, slab: number): boolean {
+    return slab >= (this.#stale?.slab ?? 0) || !this.#stalePages.has(page);
+  }
+
+  /** A page that is in several slabs, or like pages in several, is taken from the one with the highest number. */
   add(slab: Slab): void {
     if (this.#slabs.has(slab.slab)) throw agentError(`slab ${slab.slab} twice`);
     this.#slabs.set(slab.slab, slab);
     this.#order.push(slab);
-    for (const [first, count] of slab.runs) this.#slabOf.fill(slab.slab, first, first + count);
+    for (const [first, count] of slab.runs)
+      for (let page = first; page < first + count; page++)
+        if (this.#numberOf[page]! < slab.slab && this.isGood(page, slab.slab))
+          this.#numberOf[page] = slab.slab;
   }
 
   addZeroes(runs: readonly Run[]): void {
     for (const [first, count] of runs) this.zeroes.addRange(first, count);
   }
 
-  /** The slab that the page is in. */
-  slabOf(page: number): Slab | undefined {
-    return this.#slabs.get(this.#slabOf[page]!);
+  addAlike({ number, pages }: Alike): void {
+    if (this.#alike.has(number)) throw agentError(`alike pages ${number} twice`);
+    this.#alike.set(number, new Map(pages.map(({ page, slab, like }) => [page, { slab, page: like }])));
+    for (const { page, slab, like } of pages) {
+      if (this.#numberOf[page]! < number && this.isGood(page, number)) this.#numberOf[page] = number;
+      const ofSlab = this.#sharers.get(slab) ?? new Map<number, Sharer[]>();
+      this.#sharers.set(slab, ofSlab);
+      ofSlab.set(like, [...(ofSlab.get(like) ?? []), { page, number }]);
+    }
+  }
+
+  /** The slab that the page's content is in, and as which page. */
+  whereIs(page: number): { slab: Slab; page: number } | undefined {
+    const number = this.#numberOf[page]!;
+    const place = this.#alike.get(number)?.get(page) ?? { slab: number, page };
+    const slab = this.#slabs.get(place.slab);
+    return slab && { slab, page: place.page };
+  }
+
+  /** Pages that have the content of this one in the slab, as far as that is good; by the page in the slab. */
+  sharersOf(slab: number): [like: number, pages: number[]][] {
+    return [...(this.#sharers.get(slab) ?? [])].map(([like, sharers]) => [like, this.#goodOf(sharers)]);
+  }
+
+  sharersOfPage(slab: number, page: number): number[] {
+    return this.#goodOf(this.#sharers.get(slab)?.get(page) ?? []);
+  }
+
+  #goodOf(sharers: readonly Sharer[]): number[] {
+    return sharers.filter(({ page, number }) => this.isGood(page, number)).map(({ page }) => page);
   }
 
   covers(page: number): boolean {
-    return this.#slabOf[page] !== 0 || this.zeroes.has(page);
+    return this.whereIs(page) !== undefined || this.zeroes.has(page);
   }
 
   /** The first of these pages of which nobody knows where it is; -1 if there is none. */
@@ -78,7 +150,14 @@ export class Manifest {
     const length = Buffer.alloc(4);
     length.writeUInt32BE(head.length);
     const zeroes = this.zeroes.size > 0 ? [encodeZeroes(this.zeroes.runs())] : [];
-    return Buffer.concat([length, head, ...this.#order.map(encodeSlab), ...zeroes]);
+    const stale = this.#stale ? [encodeStale(this.#stale)] : [];
+    const alike = [...this.#alike].map(([number, pages]) =>
+      encodeAlike({
+        number,
+        pages: [...pages].map(([page, place]) => ({ page, slab: place.slab, like: place.page })),
+      }),
+    );
+    return Buffer.concat([length, head, ...stale, ...this.#order.map(encodeSlab), ...alike, ...zeroes]);
   }
 
   /** Throws when it is not whole. */
@@ -95,6 +174,8 @@ export class Manifest {
     for (let next = reader.next(); next; next = reader.next()) {
       read += 5 + next.body.length;
       if (next.type === frame.slab) manifest.add(parseSlab(next.body, pages, manifest.division));
+      else if (next.type === frame.alike) manifest.addAlike(parseAlike(next.body, pages));
+      else if (next.type === frame.stale) manifest.addStale(parseStale(next.body, pages));
       else if (next.type === frame.zeroes) manifest.addZeroes(parseRuns(next.body, pages));
       else throw agentError(`a frame of type ${next.type} in a manifest`);
     }

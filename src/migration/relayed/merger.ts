@@ -20,8 +20,8 @@ export interface MergerOptions {
   open: (relay: number) => Promise<Duplex>;
   /** What is not there yet, live. */
   missing: PageSet;
-  /** Gives what a slab contains to QEMU, as far as it lacks it. */
-  place: (body: Buffer) => Promise<void>;
+  /** Gives what a part of a slab contains to QEMU, as far as that is good and lacking there. */
+  place: (body: Buffer, slab: number) => Promise<void>;
   placeZeroes: (runs: readonly Run[]) => Promise<void>;
   /** Nobody gives a slab that is needed: told once for each. It is tried again all the same. */
   onLost: (message: string) => void;
@@ -92,8 +92,8 @@ export class Merger {
       void this.#options.placeZeroes([[page, 1]]).catch(() => {});
       return;
     }
-    const slab = manifest.slabOf(page)!;
-    const part = partOf(slab, page, manifest.division.partPages);
+    const { slab, page: there } = manifest.whereIs(page)!;
+    const part = partOf(slab, there, manifest.division.partPages);
     const startedAt = performance.now();
     this.#urgent += 1;
     // The rest of it is next.
@@ -173,13 +173,19 @@ export class Merger {
     const { manifest, missing } = this.#options;
     const { partPages } = manifest.division;
     let found: { first: number; last: number } | undefined;
+    const want = (from: number, to: number): void => {
+      const [first, last] = [partOf(slab, from, partPages), partOf(slab, to, partPages)];
+      found = { first: Math.min(first, found?.first ?? first), last: Math.max(last, found?.last ?? last) };
+    };
     for (const [first, count] of slab.runs) {
-      const page = missing.next(first);
-      if (page < 0 || page >= first + count) continue;
+      let page = missing.next(first);
+      while (page >= 0 && page < first + count && !manifest.isGood(page, slab.slab))
+        page = missing.next(page + 1);
       // The end of a run of which only the beginning is missing is taken along.
-      const last = partOf(slab, first + count - 1, partPages);
-      found = { first: found?.first ?? partOf(slab, page, partPages), last };
+      if (page >= 0 && page < first + count) want(page, first + count - 1);
     }
+    for (const [like, pages] of manifest.sharersOf(slab.slab))
+      if (pages.some((page) => missing.has(page))) want(like, like);
     return found;
   }
 
@@ -209,7 +215,7 @@ export class Merger {
         this.#lost.delete(slab);
         if (!wish.urgent) this.#statistics.slabs += 1;
         this.#statistics.bytes += rangeOf(wish.slab, wish.first, wish.last).length;
-        for (const body of bodies) await this.#options.place(body);
+        for (const body of bodies) await this.#options.place(body, slab);
         return;
       } catch (error) {
         signal.throwIfAborted();

@@ -7,6 +7,7 @@ const relay = (more: Partial<RelayView> = {}): RelayView => ({
   canBeAsked: true,
   freeBytes: 1e9,
   inFlightBytes: 0,
+  expectedBytes: 0,
   bytesPerSecond: 1e7,
   ...more,
 });
@@ -42,6 +43,7 @@ test('relays that are busy are waited for; when too few are left nobody waits', 
 
 test('what is on its way to a relay counts as taken there', () => {
   assert.equal(place([relay({ freeBytes: 250_000, inFlightBytes: 200_000 })], 100_000, 1), 'none');
+  assert.equal(place([relay({ freeBytes: 250_000, expectedBytes: 200_000 })], 100_000, 1), 'none');
 });
 
 test('whatever the relays are: each place is another one, that may be asked, and has room', () => {
@@ -50,6 +52,7 @@ test('whatever the relays are: each place is another one, that may be asked, and
       canBeAsked: fc.boolean(),
       freeBytes: fc.integer({ min: 0, max: 1e7 }),
       inFlightBytes: fc.integer({ min: 0, max: 3e7 }),
+      expectedBytes: fc.integer({ min: 0, max: 3e6 }),
       bytesPerSecond: fc.option(fc.integer({ min: 1, max: 1e9 }), { nil: undefined }),
     }),
     { maxLength: 8 },
@@ -65,7 +68,7 @@ test('whatever the relays are: each place is another one, that may be asked, and
         assert.equal(new Set(placement.relays).size, count);
         for (const number of placement.relays) {
           const view = given[number]!;
-          assert.ok(view.canBeAsked && view.freeBytes - view.inFlightBytes >= slabBytes);
+          assert.ok(view.canBeAsked && view.freeBytes - view.inFlightBytes - view.expectedBytes >= slabBytes);
           assert.ok(view.inFlightBytes < windowOf(view));
         }
       },

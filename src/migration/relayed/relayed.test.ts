@@ -8,7 +8,7 @@ import { AppError } from '../../model/errors.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import { MiB } from '../../model/units.ts';
 import { type BlockReader, digestBlocks, MemoryIndex } from '../../pages/index.ts';
-import { SlabStore, serveSlabs } from '../../relay/index.ts';
+import { PassOn, SlabStore, serveSlabs } from '../../relay/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { DestinationAgent } from '../condensed/destination-agent.ts';
 import { SourceAgent } from '../condensed/source-agent.ts';
@@ -19,10 +19,11 @@ import { Manifest } from './manifest.ts';
 
 const pages = 3000;
 
-/** Every third page zero, the rest random. */
-function filledRam(): FakeRam {
+/** Every third page zero, the rest random, or one of so many. */
+function filledRam(contents = pages): FakeRam {
   const ram = new FakeRam(pages);
-  for (let page = 0; page < pages; page++) if (page % 3 !== 0) randomBytes(pageBytes).copy(ram.page(page));
+  const some = Array.from({ length: contents }, () => randomBytes(pageBytes));
+  for (let page = 0; page < pages; page++) if (page % 3 !== 0) some[page % contents]!.copy(ram.page(page));
   return ram;
 }
 
@@ -34,17 +35,29 @@ interface RelayOptions {
   lies?: boolean;
   /** Says nothing to the destination. */
   isSilent?: boolean;
+  /** What it does with slabs that it is to give on. */
+  passes?: 'them' | 'nothing' | 'late' | 'noise';
 }
 
 class FakeRelay {
   readonly id: Uuid = newId();
   readonly store: SlabStore;
   readonly isSilent: boolean;
+  /** All of them, it included. */
+  others: readonly FakeRelay[] = [];
+  readonly #passes: RelayOptions['passes'];
   readonly #sessions = new Set<Duplex>();
   #isDead = false;
 
-  constructor({ quotaBytes = 64 * MiB, diesAfter, lies = false, isSilent = false }: RelayOptions = {}) {
+  constructor({
+    quotaBytes = 64 * MiB,
+    diesAfter,
+    lies = false,
+    isSilent = false,
+    passes = 'them',
+  }: RelayOptions = {}) {
     this.isSilent = isSilent;
+    this.#passes = passes;
     const store = new SlabStore({ quotaBytes, availableBytes: () => 2 ** 40, now: () => 0 });
     this.store = store;
     const [get, put] = [store.get.bind(store), store.put.bind(store)];
@@ -68,8 +81,18 @@ class FakeRelay {
     const [near, far] = duplexPair();
     this.#sessions.add(near);
     this.store.attach(group, 1000);
-    serveSlabs({ store: this.store, group, session: far }).catch(() => {});
+    serveSlabs({ store: this.store, group, session: far, passOn: this.#passOn(group) }).catch(() => {});
     return near;
+  }
+
+  #passOn(group: string): PassOn {
+    const passOn = new PassOn((id) => this.others.find((other) => other.id === id)!.open(group));
+    const pass = passOn.pass.bind(passOn);
+    if (this.#passes === 'nothing') passOn.pass = async () => false;
+    if (this.#passes === 'late') passOn.pass = () => new Promise(() => {});
+    if (this.#passes === 'noise')
+      passOn.pass = (relay, slab, bytes) => pass(relay, slab, randomBytes(bytes.length));
+    return passOn;
   }
 
   /** As the destination sees it. */
@@ -94,6 +117,12 @@ interface Wanted {
   touches?: number[];
   /** Of the link to the destination. */
   limitBps?: number;
+  /** Its guest changes these pages when relays hold some of them. */
+  writes?: readonly number[];
+  /** Everything goes to relays once before that. */
+  dividesFirst?: boolean;
+  /** What is not zero is one of so many contents. */
+  contents?: number;
   /** Both ends hold every fifth page; the destination has something else there if it lies. */
   knows?: { lies: boolean };
   /** When the source is not needed any more: by default it is gone at once. */
@@ -105,11 +134,15 @@ async function move({
   replicas = 2,
   touches = [],
   limitBps = 4_000_000,
+  writes,
+  dividesFirst = false,
+  contents,
   knows,
   onDivided,
 }: Wanted = {}) {
   const relays = wanted.map((options) => new FakeRelay(options));
-  const ram = filledRam();
+  for (const relay of relays) relay.others = relays;
+  const ram = filledRam(contents);
   const arrived = new FakeRam(pages);
   const qemu = new FakeQemu(arrived, touches);
   const index = knows && new MemoryIndex({ maxEntries: pages });
@@ -133,12 +166,25 @@ async function move({
     })),
   });
   await divider.open();
-  const source = new SourceAgent({
-    qemu: sourceStream(ram, { rounds: [allPages(ram)] }),
+  let early = 0;
+  const source: SourceAgent = new SourceAgent({
+    qemu: sourceStream(ram, {
+      rounds: [allPages(ram), ...(writes ? [writes] : [])],
+      between: async (round) => {
+        source.noteRound(round + 2);
+        const isEnough = () => (dividesFirst ? source.isSampled : divider.size > 8);
+        await until(() => !divider.isUsable || isEnough());
+        early = divider.size;
+        for (const [index, page] of (writes ?? []).entries())
+          if (index % 4 === 0) ram.page(page).fill(0);
+          else randomBytes(pageBytes).copy(ram.page(page));
+      },
+    }),
     link: near,
     memory: ram,
     mode: 'postcopy',
     drainAtOnce: true,
+    dividesFirst,
     openIndex: async () => index,
     // The destination is slow, so that relays are needed.
     limitBps: () => limitBps,
@@ -163,7 +209,7 @@ async function move({
   const reading = { memory: arrived, sets: knows ? ['image:test'] : [], openReader: async () => reader };
   const destination = new DestinationAgent({ qemu, link: far, ...reading, merging });
   const [left, came] = await Promise.allSettled([source.run(), destination.run()]);
-  const statistics = divider.statistics;
+  const { statistics, sentBytes, placedBytes } = divider;
   divider.end({ drop: false });
   return {
     ram,
@@ -173,6 +219,9 @@ async function move({
     left,
     came,
     statistics,
+    early,
+    sentBytes,
+    placedBytes,
     merged: destination.mergeStatistics,
     kept,
     dividedThere,
@@ -200,13 +249,51 @@ test('the source goes when relays hold what is missing, and the destination gets
   assert.equal(moved.statistics.zeroPages > 0, true);
   const held = moved.statistics.relays.reduce((sum, { slabs }) => sum + slabs, 0);
   assert.equal(held, 2 * moved.statistics.slabs, 'two relays hold each slab');
+  assert.equal(moved.sentBytes, moved.placedBytes, 'which left the source once');
   await until(() => moved.relays.every(({ slabs }) => slabs === 0));
+});
+
+test('relays are filled while the guest runs and writes, and what it writes afterwards is taken from nowhere else', async (context) => {
+  // Zeroes and others, also some that both ends hold.
+  const writes = Array.from({ length: 700 }, (_, index) => index * 4);
+  const touches = [0, 4, 5, 8, 400, 2000, 2001];
+  for (const more of [
+    {},
+    { knows: { lies: false } },
+    { dividesFirst: true },
+    { relays: [{}, {}, { diesAfter: 6 }] },
+  ]) {
+    const moved = await move({ writes, touches, ...more });
+    assertMoved(context, moved);
+    assert.ok(moved.early > 8, `${moved.early} slabs before the switchover`);
+    if (more.dividesFirst) assert.ok(moved.early > 30, 'all of them');
+  }
+});
+
+test('content that is there often goes to relays once, and comes to all who have it', async (context) => {
+  const writes = Array.from({ length: 300 }, (_, index) => index * 10);
+  for (const more of [{}, { writes }, { relays: [{}, {}, { diesAfter: 2 }] }]) {
+    const moved = await move({ contents: 400, touches: [1, 401, 2801, 5], limitBps: 2_000_000, ...more });
+    assertMoved(context, moved);
+    assert.ok(moved.statistics.alikePages > 500, `${moved.statistics.alikePages} pages`);
+    assert.ok(moved.placedBytes < 800 * pageBytes, `${moved.placedBytes} bytes`);
+  }
 });
 
 test('a relay that is lost while the source is there has what it held made good', async (context) => {
   const moved = await move({ relays: [{}, {}, { diesAfter: 4 }] });
   assertMoved(context, moved);
   assert.ok(moved.dividedThere > 0);
+});
+
+test('where relays give nothing on, or are late with it, or give on what is wrong, the source sends it again', async (context) => {
+  for (const passes of ['nothing', 'late', 'noise'] as const) {
+    const moved = await move({ relays: [{ passes }, { passes }], touches: [1, 2500] });
+    assertMoved(context, moved);
+    assert.ok(moved.dividedThere > 0);
+    assert.equal(moved.sentBytes, 2 * moved.placedBytes, passes);
+    assert.equal(moved.merged!.wrong, 0, 'nobody was given noise');
+  }
 });
 
 test('a relay that is lost after the exit costs nothing, nor do two if there are three replicas', async (context) => {
