@@ -108,7 +108,7 @@ test('a ticket that nobody came with in time is good for nothing, and what waite
   let isGone = false;
   const execute = async () => ({ status: 'none' });
   const machine = {
-    qmp: { state: 'ready', execute, onEvent: () => () => {} },
+    qmp: { state: 'ready', version: { major: 10 }, execute, onEvent: () => () => {} },
     exited: new Promise(() => {}),
     kill: async () => {},
     paths: { qmp: '/nowhere/qmp.sock', incoming: '/nowhere/incoming.sock' },
