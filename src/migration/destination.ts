@@ -98,8 +98,12 @@ export interface SilentQemu {
 /** One; and a source whose link was cut while its QEMU greeted ours comes again. */
 const mostDiskSessions = 5;
 
-/** For QEMU to take a stream that was joined with it; it calls itself paused until it has. */
-const takeTimeoutMs = 2000;
+/**
+ * For QEMU to take a stream that was joined with it; it calls itself paused until it has. Agents read much before its
+ * first byte, so on a busy machine this may be too little: each next one has twice as long.
+ */
+const firstTakeTimeoutMs = 2000;
+const mostTakeTimeoutMs = 60_000;
 
 /**
  * QEMU answers nothing while one of its devices waits for a page, which may be for as long as the link is cut. Then
@@ -120,6 +124,7 @@ export class DestinationMigration {
   /** Post-copy waits for a source that comes back: QEMU listens, and the source is asked. */
   #isPaused = false;
   #acceptedAt = Number.NEGATIVE_INFINITY;
+  #takeTimeoutMs = firstTakeTimeoutMs;
   #sessions = { disk: 0, memory: 0 };
   /** Our connection to the disk that QEMU serves; condensed only. */
   #disk: NbdClient | undefined;
@@ -524,9 +529,8 @@ export class DestinationMigration {
    * did not take it, so may another.
    */
   async #offerRecovery(): Promise<void> {
-    const isTaking = performance.now() - this.#acceptedAt < takeTimeoutMs;
-    const isBusy = this.#isPaused || this.#isMergingAlone || this.#isOffering;
-    if (isBusy || (isTaking && this.#streams.size > 0)) return;
+    const isTaking = this.#streams.size > 0 && performance.now() - this.#acceptedAt < this.#takeTimeoutMs;
+    if (isTaking || this.#isPaused || this.#isMergingAlone || this.#isOffering) return;
     this.#isOffering = true;
     const silent = this.#silent;
     const socketPath = this.#socket('memory');
@@ -535,6 +539,7 @@ export class DestinationMigration {
       await rm(socketPath, { force: true });
       await (silent ? silent.recover(socketPath) : listenForRecovery(this.#machine!.qmp, socketPath));
       // Only now: one that says nothing has not said that its stream is lost, and refuses another one if it is not.
+      if (this.#streams.size > 0) this.#takeTimeoutMs = Math.min(mostTakeTimeoutMs, this.#takeTimeoutMs * 2);
       this.#endStreams();
     } catch {
       // It is not yet done with the stream before; it is asked again as long as it says that it is paused.
