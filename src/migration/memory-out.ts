@@ -73,6 +73,8 @@ export interface MemoryAgent {
   noteRound(round: number, remainingBytes: number): void;
   /** It has drained for long enough to know what the VM writes all the time, and all that it sent before is over the link. */
   readonly isSampled: boolean;
+  /** The destination has not taken the first round yet. */
+  readonly isBehind: boolean;
   /** Bytes of changed memory that get over in a second; `undefined` while nobody knows. */
   readonly changesPerSecond: number | undefined;
 }
@@ -90,11 +92,13 @@ export async function sendMemory(
   let draining: { bytes: number; sampledAtMs?: number } | undefined;
   let stoppedByUs = false;
   let isContinued = false;
+  let isPaced = true;
   for (;;) {
     const info = await qmp.execute('query-migrate', undefined, { signal });
     onInfo(info);
     throwIfOver(info);
-    if (noteRound(rounds, info, options.agent) && !draining) await setPace(qmp, rounds, options);
+    if (noteRound(rounds, info, options.agent)) isPaced = false;
+    if (!draining && !isPaced) isPaced = await setPace(qmp, rounds, options);
     if (info.status === 'pre-switchover' && !isContinued) {
       await whenPaused();
       if (stoppedByUs) return { stoppedByUs };
@@ -118,7 +122,7 @@ export async function sendMemory(
       stoppedByUs = true;
       await qmp.execute('migrate-start-postcopy', undefined, { signal });
     }
-    const isUrgent = isContinued || stoppedByUs;
+    const isUrgent = isContinued || stoppedByUs || !isPaced;
     await wakeUps.rest(isUrgent ? urgentPollMs : pollMs, signal);
   }
 }
@@ -222,19 +226,21 @@ async function prepare(qmp: QmpConnection, options: MemoryOutOptions): Promise<v
 
 /**
  * QEMU takes what it writes to be what the link carries, and would stop the VM with as much left as that carries in the
- * longest pause. What our agent makes of it is another matter, so it is told how much it may be.
+ * longest pause. What our agent makes of it is another matter, so it is told how much it may be. False while it is too early.
  */
 async function setPace(
   qmp: QmpConnection,
   rounds: readonly Round[],
   { agent, mode, limits }: MemoryOutOptions,
-): Promise<void> {
-  if (!agent || (rounds.at(-1)?.number ?? 0) < 2) return;
+): Promise<boolean> {
+  if (!agent || (rounds.at(-1)?.number ?? 0) < 2) return true;
+  if (agent.isBehind) return false;
   const { downtimeMs } = limits();
   const { changesPerSecond: speed } = agent;
   const bytes =
     speed === undefined ? unknownSwitchoverBytes : (speed * pauseMs(mode, rounds, downtimeMs)) / 1000;
   await setSwitchoverSize(qmp, bytes, downtimeMs);
+  return true;
 }
 
 /** With so many bytes left or less, QEMU stops the VM. 0: as it thinks best itself. QEMU before 8.2 always does that. */

@@ -600,6 +600,9 @@ export class SourceMigration {
       get isSampled() {
         return agent()?.isSampled ?? true;
       },
+      get isBehind() {
+        return agent()?.isBehind ?? true;
+      },
       get changesPerSecond() {
         return agent()?.changesPerSecond;
       },

@@ -3,7 +3,7 @@ import { AppError } from '../../model/errors.ts';
 import { KiB, MiB } from '../../model/units.ts';
 import { ByteQueue } from '../../stream/index.ts';
 
-export const protocolVersion = 2;
+export const protocolVersion = 3;
 
 export const frame = {
   // From the source.
@@ -23,6 +23,7 @@ export const frame = {
   divided: 14,
   stale: 15,
   alike: 16,
+  mark: 17,
   // From the destination.
   offer: 64,
   want: 65,
@@ -31,6 +32,7 @@ export const frame = {
   diskTaken: 68,
   diskFlushed: 69,
   lost: 70,
+  marked: 71,
 } as const;
 const known = new Set<number>(Object.values(frame));
 

@@ -89,8 +89,11 @@ const slabPages = 64;
 const scannedPages = 512;
 /** Frames that may wait for the link beside pages: where slabs are is a few bytes each. */
 const mostWords = 63;
-/** In the first round most pages are known, and cost time but hardly bytes. */
-const mostReserveBytes = 8 * MiB;
+/**
+ * In the first round most pages are known, and cost time but hardly bytes: what others need is made ahead, so that the link
+ * has something to carry meanwhile. On 60 Mbit/s this is enough for 3 s.
+ */
+const mostReserveBytes = 24 * MiB;
 /** So long the link may take for what changes most before the VM runs at the destination, which would ask for it at once. */
 const hotMs = 80;
 /** QEMU's rounds while it is read slowly, and for how long it is. */
@@ -127,6 +130,12 @@ export class SourceAgent {
   #pending = new PageSet(0);
   /** Pages that QEMU has not written even once. */
   #unseen = new PageSet(0);
+  /** By number: what waits until the destination has taken all that was sent before. */
+  readonly #marks = new Map<number, () => void>();
+  #lastMark = 0;
+  /** The first round, which may be in many buffers when QEMU is through with it. */
+  #firstRound: Promise<void> | undefined;
+  #isFirstRoundTaken = false;
   #isDrainWanted = false;
   /** Since when QEMU is read slowly: from the first round that began while it drained. */
   #sampledSince: number | undefined;
@@ -219,10 +228,20 @@ export class SourceAgent {
     return this.#sampledSince !== undefined && performance.now() - this.#sampledSince > sampleMs;
   }
 
+  /** The destination has not taken the first round yet. */
+  get isBehind(): boolean {
+    return !this.#isFirstRoundTaken && this.#state === 'copying';
+  }
+
   /** QEMU has begun another round. */
   noteRound(round: number): void {
     if (round <= this.#round) return;
     this.#round = round;
+    this.#firstRound ??= this.#untilTaken().then(() => {
+      this.#isFirstRoundTaken = true;
+    });
+    // Waited for where the stream is read.
+    this.#firstRound.catch(() => {});
     if (this.#state === 'draining' && this.#sampledSince === undefined) {
       this.#heat.fill(0);
       this.#sampledSince = performance.now();
@@ -322,6 +341,7 @@ export class SourceAgent {
     let isPlain = false;
     for await (const bytes of qemu) {
       if (this.#isDrainWanted && this.#state === 'copying' && !isPlain) await this.#beginToDrain();
+      else if (this.isBehind && !isPlain) await this.#firstRound;
       if (bytes.length >= busyBytes) this.#busyAt = performance.now();
       if (isPlain) this.#outbox.send(encodeFrame(frame.rest, bytes));
       else isPlain = this.#parse(parser, bytes);
@@ -338,15 +358,18 @@ export class SourceAgent {
   }
 
   async #beginToDrain(): Promise<void> {
-    this.#flush();
-    while (!this.#outbox.isIdle) await this.#outbox.change();
-    await this.#untilLinkIsClear();
+    await this.#untilTaken();
     this.#state = 'draining';
   }
 
-  async #untilLinkIsClear(): Promise<void> {
-    while (!isShallow(this.#options.link))
-      await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
+  /** Until the destination's QEMU has got all that came so far. */
+  async #untilTaken(): Promise<void> {
+    this.#flush();
+    this.#lastMark += 1;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#marks.set(this.#lastMark, resolve);
+    this.#outbox.send(encodeFrame(frame.mark, encodeWord(this.#lastMark)));
+    await Promise.race([promise, this.#outbox.failed]);
   }
 
   /** True when the stream goes on as it is, since it holds what we do not know. */
@@ -543,6 +566,12 @@ export class SourceAgent {
     for await (const { type, body } of frames) {
       if (type === frame.lost) {
         this.#condenser?.drop(body);
+        continue;
+      }
+      if (type === frame.marked && body.length === 4) {
+        const number = body.readUInt32BE(0);
+        this.#marks.get(number)?.();
+        this.#marks.delete(number);
         continue;
       }
       if (type !== frame.want || !this.#table) throw agentError(`a frame of type ${type}`);
