@@ -103,7 +103,9 @@ const mostDiskSessions = 5;
  * first byte, so on a busy machine this may be too little: each next one has twice as long.
  */
 const firstTakeTimeoutMs = 2000;
-const mostTakeTimeoutMs = 60_000;
+const mostTakeTimeoutMs = 8000;
+/** For QEMU to say where its memory lies; without it an agent goes on with less. */
+const pausedAnswerTimeoutMs = 500;
 
 /**
  * QEMU answers nothing while one of its devices waits for a page, which may be for as long as the link is cut. Then
@@ -247,13 +249,15 @@ export class DestinationMigration {
   async #rebuild(path: string, link: Duplex | undefined): Promise<void> {
     const machine = this.#machine;
     const { sets, openReader } = this.#around;
+    // One that lost its post-copy may wait for a page itself: who is to bring the page does not wait for its answer.
+    const answer = this.state.name === 'waiting' ? undefined : { timeoutMs: pausedAnswerTimeoutMs };
     const qemu = createConnection({ path, allowHalfOpen: true });
     // Who merges has no link that could be broken when all of it is to end.
     this.#streams.add(qemu);
     qemu.once('close', () => this.#streams.delete(qemu));
     try {
       const memory = machine
-        ? await GuestMemory.open(machine.process.pid, machine.qmp).catch(() => undefined)
+        ? await GuestMemory.open(machine.process.pid, machine.qmp, answer).catch(() => undefined)
         : undefined;
       await using stack = new AsyncDisposableStack();
       if (memory) stack.use(memory);

@@ -40,8 +40,8 @@ export class GuestMemory implements GuestRam, AsyncDisposable {
   }
 
   /** Throws `unsupported` with the reason when this host or this QEMU does not allow it. */
-  static async open(pid: number, qmp: QmpConnection): Promise<GuestMemory> {
-    const text = await qmp.execute('human-monitor-command', { 'command-line': 'info ramblock' });
+  static async open(pid: number, qmp: QmpConnection, options?: { timeoutMs: number }): Promise<GuestMemory> {
+    const text = await qmp.execute('human-monitor-command', { 'command-line': 'info ramblock' }, options);
     const mapped = parseRamBlocks(text);
     if (mapped.length === 0) throw unreadable('this QEMU does not tell where the blocks lie');
     let file: FileHandle;

@@ -111,6 +111,11 @@ const resumedSectionId = 0x7fff_ffff;
 /** Requests that may wait; a destination asks for each page once. */
 const mostWants = 65_536;
 
+interface Heard {
+  type: number;
+  body: Buffer;
+}
+
 export class SourceAgent {
   readonly #options: SourceAgentOptions;
   readonly #abort = new AbortController();
@@ -554,7 +559,9 @@ export class SourceAgent {
     this.#condenser!.enterPostcopy();
     this.#sectionId = resumedSectionId;
     this.#sendLayout();
-    const next = await frames.next();
+    let next = await frames.next();
+    // A guest that waits for pages asks as soon as its QEMU has a stream, which may be before the list is packed.
+    for (; next.value?.type === frame.want; next = await frames.next()) this.#heed(next.value);
     if (next.done || next.value.type !== frame.missing) throw agentError('not what is missing');
     const { pages } = this.#table!;
     const bits = await decompress(next.value.body, { maxOutputLength: pages / 8 + 64 });
@@ -562,32 +569,34 @@ export class SourceAgent {
     this.#beginDivision();
   }
 
-  async #listen(frames: AsyncIterable<{ type: number; body: Buffer }>): Promise<void> {
-    for await (const { type, body } of frames) {
-      if (type === frame.lost) {
-        this.#condenser?.drop(body);
-        continue;
-      }
-      if (type === frame.marked && body.length === 4) {
-        const number = body.readUInt32BE(0);
-        this.#marks.get(number)?.();
-        this.#marks.delete(number);
-        continue;
-      }
-      if (type !== frame.want || !this.#table) throw agentError(`a frame of type ${type}`);
-      const plain = body[0] === 1;
-      if (!plain) this.#wantedAt = performance.now();
-      for (let at = 1; at + 4 <= body.length; at += 4) {
-        const page = body.readUInt32BE(at);
-        if (page >= this.#table.pages || this.#wants.length >= mostWants)
-          throw agentError(`a request for page ${page}`);
-        this.#wants.push({ page, plain });
-      }
-      this.#wake.resolve();
-      if (this.#state !== 'serving') this.#takeWants();
-    }
+  async #listen(frames: AsyncIterable<Heard>): Promise<void> {
+    for await (const heard of frames) this.#heed(heard);
     this.#isEnded = true;
     this.#wake.resolve();
+  }
+
+  #heed({ type, body }: Heard): void {
+    if (type === frame.lost) {
+      this.#condenser?.drop(body);
+      return;
+    }
+    if (type === frame.marked && body.length === 4) {
+      const number = body.readUInt32BE(0);
+      this.#marks.get(number)?.();
+      this.#marks.delete(number);
+      return;
+    }
+    if (type !== frame.want || !this.#table) throw agentError(`a frame of type ${type}`);
+    const plain = body[0] === 1;
+    if (!plain) this.#wantedAt = performance.now();
+    for (let at = 1; at + 4 <= body.length; at += 4) {
+      const page = body.readUInt32BE(at);
+      if (page >= this.#table.pages || this.#wants.length >= mostWants)
+        throw agentError(`a request for page ${page}`);
+      this.#wants.push({ page, plain });
+    }
+    this.#wake.resolve();
+    if (this.#state !== 'serving') this.#takeWants();
   }
 
   async #serve(): Promise<void> {
