@@ -99,8 +99,8 @@ export interface SilentQemu {
 const mostDiskSessions = 5;
 
 /**
- * For QEMU to take a stream that was joined with it; it calls itself paused until it has. Agents read much before its
- * first byte, so on a busy machine this may be too little: each next one has twice as long.
+ * For QEMU to take a stream that was joined with it; it calls itself paused until it has. Each next one has twice as
+ * long, so that on a busy machine one recovery does not end the other.
  */
 const firstTakeTimeoutMs = 2000;
 const mostTakeTimeoutMs = 8000;

@@ -43,7 +43,7 @@ export function chooseEngine(facts: EngineFacts): EngineChoice {
 }
 
 /** QEMU cannot take back a post-copy of its own once that has begun: `direct` has one only for those who ask for it. */
-function modeFor(engine: MigrationEngine, canPostcopy: boolean): MigrationMode {
+export function modeFor(engine: MigrationEngine, canPostcopy: boolean): MigrationMode {
   if (engine === 'relayed') return 'postcopy';
   return engine === 'condensed' && canPostcopy ? 'auto' : 'precopy';
 }

@@ -2,7 +2,6 @@
  * Where a VM should be: gathers what `follow/decide.ts` decides from. All neighbours are asked at once for their RTT
  * to the device, with a deadline; those nearest are then asked whether the VM fits, and each gets a forecast.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Static } from 'typebox';
 import * as schemas from '../../contract/schemas.ts';
 import type { CloudletIdentity } from '../../fleet/index.ts';
@@ -17,6 +16,7 @@ import {
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { Decision, DeviceRecord, HandoffForecast, RttStats, Trigger } from '../../model/follow.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
+import { withDeadline } from '../../qmp/index.ts';
 import type { Fleet } from '../fleet.ts';
 import { compileFor } from '../http/validation.ts';
 import { forecast } from '../migrations/forecast.ts';
@@ -211,11 +211,10 @@ export class Placement {
     const { migrations, profiles, neighbours, dirtyBpsOf, config } = this.#options;
     try {
       const asked = migrations.check(managed.record.id, this.requestFor(input.cloudletId));
-      const check = await within(
-        config.askDeadlineMs + fitMs,
-        asked,
-        `${input.name} did not say in time if it has room`,
-      );
+      const timeoutMs = config.askDeadlineMs + fitMs;
+      const message = `${input.name} did not say in time if it has room`;
+      const onTimeout = () => new AppError('timeout', message, { timeoutMs });
+      const check = await withDeadline(asked, { timeoutMs, onTimeout });
       const { vm, options, peer, problems, hasImage } = check;
       input.problems = problems.map(({ message }) => message);
       const neighbour = neighbours.get(peer.id);
@@ -249,19 +248,5 @@ export class Placement {
       ...(engine ? { engine } : {}),
       ...(bandwidthBps === undefined ? {} : { limits: { bandwidthBps } }),
     };
-  }
-}
-
-async function within<T>(ms: number, asked: Promise<T>, orElse: string): Promise<T> {
-  const timer = new AbortController();
-  const late = sleep(ms, undefined, { signal: timer.signal }).then(() => {
-    throw new AppError('timeout', orElse, { timeoutMs: ms });
-  });
-  try {
-    return await Promise.race([asked, late]);
-  } finally {
-    timer.abort();
-    late.catch(() => {});
-    asked.catch(() => {});
   }
 }

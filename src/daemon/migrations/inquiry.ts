@@ -4,7 +4,7 @@
  */
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
-import { chooseEngine, type EngineChoice } from '../../migration/engine-policy.ts';
+import { chooseEngine, type EngineChoice, modeFor } from '../../migration/engine-policy.ts';
 import { missingCpuFeaturesOf } from '../../migration/preflight.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import { AppError } from '../../model/errors.ts';
@@ -151,7 +151,7 @@ const unknownImage = (digest: string): VmToMove['image'] => ({
 
 const withoutRelays = ({ reason }: EngineChoice, canPostcopy: boolean): EngineChoice => ({
   engine: 'condensed',
-  mode: canPostcopy ? 'auto' : 'precopy',
+  mode: modeFor('condensed', canPostcopy),
   reason: `${reason.split(':')[0]}, but too few peers lend memory`,
 });
 
