@@ -42,6 +42,7 @@ import { recoverVms } from './vms/recovery.ts';
 import { VmRegistry } from './vms/registry.ts';
 import { Runner } from './vms/runner.ts';
 import { VmService } from './vms/service.ts';
+import { Stalls } from './vms/stalls.ts';
 import { VmWatch } from './vms/watch.ts';
 
 export interface OpenOptions {
@@ -184,7 +185,8 @@ export class Cloudlet implements AsyncDisposable {
       indexes: this.snapshotIndexes,
       usersOf: (id) => this.#registry.startingFrom(id),
     });
-    this.#watch = new VmWatch({ ...parts_, registry: this.#registry, log, closing: this.closing });
+    const stalls = new Stalls({ ...parts_, log, closing: this.closing });
+    this.#watch = new VmWatch({ ...parts_, registry: this.#registry, stalls, log, closing: this.closing });
     this.vms = new VmService({
       ...parts_,
       registry: this.#registry,

@@ -201,7 +201,12 @@ export interface QmpCommands {
 
   'query-block': Command<
     None,
-    { device: string; qdev?: string; inserted?: { 'node-name'?: string; file: string; ro: boolean } }[]
+    {
+      device: string;
+      qdev?: string;
+      'io-status'?: 'ok' | 'failed' | 'nospace';
+      inserted?: { 'node-name'?: string; file: string; ro: boolean };
+    }[]
   >;
   'query-named-block-nodes': Command<
     { flat?: boolean } | None,

@@ -84,7 +84,7 @@ chardev=qmp,mode=control
 -blockdev
 {"driver":"qcow2","node-name":"disk","file":"disk-file","discard":"unmap","detect-zeroes":"unmap","cache":{"direct":false,"no-flush":false}}
 -device
-{"driver":"virtio-blk-pci","write-cache":"on","disable-legacy":"on","id":"disk0","drive":"disk","serial":"viper-disk","bootindex":0,"bus":"pcie.0","addr":"0x02"}
+{"driver":"virtio-blk-pci","write-cache":"on","disable-legacy":"on","id":"disk0","drive":"disk","serial":"viper-disk","werror":"stop","rerror":"stop","bootindex":0,"bus":"pcie.0","addr":"0x02"}
 -blockdev
 {"driver":"raw","node-name":"seed","read-only":true,"file":{"driver":"file","node-name":"seed-file","filename":"/var/lib/viper/vms/one/seed.iso","read-only":true}}
 -device

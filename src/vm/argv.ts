@@ -153,7 +153,16 @@ function diskArguments(launch: Launch): string[] {
       'detect-zeroes': 'unmap',
       cache,
     }),
-    ...blockDevice({ id: 'disk0', drive: disk, serial: 'viper-disk', bootindex: 0, ...slot(0x02) }),
+    // A guest that is told of an error gives its file system up; one that stands still goes on when that is mended.
+    ...blockDevice({
+      id: 'disk0',
+      drive: disk,
+      serial: 'viper-disk',
+      werror: 'stop',
+      rerror: 'stop',
+      bootindex: 0,
+      ...slot(0x02),
+    }),
     ...(seedFile === undefined
       ? []
       : [

@@ -120,6 +120,15 @@ export class Machine implements AsyncDisposable {
     return { running, state: status };
   }
 
+  /** Why QEMU has stopped the VM for its disk's sake; undefined if it has not. */
+  async stall(): Promise<string | undefined> {
+    const { state } = await this.status();
+    if (state !== 'io-error') return undefined;
+    const drives = await this.qmp.execute('query-block');
+    const isFull = drives.some((drive) => drive['io-status'] === 'nospace');
+    return isFull ? 'no space left for its disk' : 'its disk gives errors';
+  }
+
   /** Calls the listener when the VM stops or runs again, for whatever reason; the answer unsubscribes. */
   onStatus(listener: (status: { running: boolean }) => void): () => void {
     this.#listeners.add(listener);

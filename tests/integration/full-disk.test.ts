@@ -115,7 +115,7 @@ test(
 );
 
 test(
-  'a guest whose writes find no room is paused, and goes on from there when there is some',
+  'a guest whose writes find no room stands still, which is told, and goes on by itself when there is some',
   options,
   async () => {
     await using recorder = new EventRecorder(viper);
@@ -125,6 +125,9 @@ test(
       viper.createVm({ body: { name: 'writer', image: 'tiny', instanceType: 'tiny' } }),
     );
     await booted(viper, 'writer');
+    const isStalled = ({ kind, vmId }: { kind: string; vmId?: string }) =>
+      kind === 'vm.stalled' && vmId === id;
+    const reason = 'no space left for its disk';
     {
       await using _ = await fill(4 * MiB);
       await sh(
@@ -132,11 +135,25 @@ test(
         'writer',
         '(dd if=/dev/urandom of=/dev/vda bs=1M seek=200 count=16 conv=fsync; echo $? > /run/written) > /dev/null 2>&1 &',
       );
-      await recorder.first('the pause', ({ kind, vmId }) => kind === 'vm.paused' && vmId === id);
-      assert.equal((await viper.getVm({ params: { vm: id } })).state, 'paused');
+      const { data } = await recorder.first('the word of it', isStalled);
+      assert.deepEqual(data, { name: 'writer', reason });
+      const { state, stalled } = await viper.getVm({ params: { vm: id } });
+      assert.deepEqual([state, stalled?.reason], ['paused', reason]);
+      // A daemon that comes after finds it so.
+      await north.stop('SIGKILL');
+      await north.start();
+      await until(
+        'what the VM suffers',
+        () => viper.getVm({ params: { vm: id } }),
+        (vm) => vm.stalled?.reason === reason && vm.state === 'paused',
+      );
     }
-    await done(viper, viper.resumeVm({ params: { vm: id } }));
     const written = await until('the end of the writes', () => sh(viper, 'writer', 'cat /run/written'));
     assert.equal(written, '0');
+    await until(
+      'that all is well',
+      () => viper.getVm({ params: { vm: id } }),
+      (vm) => vm.stalled === undefined && vm.state === 'running',
+    );
   },
 );

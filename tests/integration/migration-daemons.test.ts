@@ -302,11 +302,12 @@ test(
     const clone = { params: { vm: 'one' }, body: { name: 'two' } };
     const second = await done(north.viper, north.viper.cloneVm(clone));
     // One that is called off leaves both where they are; the cloudlet takes none until it is undrained.
-    await north.viper.limitCloudlet({ body: { bandwidthBps: slow.bandwidthBps } });
+    // South has kept memory of the first, so that only a slow link holds it here, and not for long.
+    await north.viper.limitCloudlet({ body: { bandwidthBps: 1_000_000 } });
     const off = await north.viper.drainCloudlet({ body: {} });
     await until(
       'a migration',
-      () => north.viper.getVm({ params: { vm: 'two' } }),
+      () => north.viper.getVm({ params: { vm: 'one' } }),
       ({ state }) => state === 'migrating',
     );
     await north.viper.cancelOperation({ params: { operation: off.id } });

@@ -138,11 +138,12 @@ function addStateCommands(vm: Command): void {
 }
 
 function factsOf(vm: Vm): [string, string | undefined][] {
-  const { spec, origin, lastExit } = vm;
+  const { spec, origin, lastExit, stalled } = vm;
   return [
     ['Name', vm.name],
     ['Id', vm.id],
     ['State', paintState(vm.state)],
+    ['Stalled', stalled && `${stalled.reason}, since ${formatTime(stalled.at)}; it goes on by itself`],
     ['Allowed now', vm.allowedActions.join(', ')],
     ['Operation', vm.operationId],
     ['Created', formatTime(vm.createdAt)],

@@ -100,6 +100,8 @@ export const CloneVm = Body(
 );
 
 const Exit = Exact({ reason: OneOf(['shutdown', 'forced', 'crashed']), at: Time, detail: Type.String() });
+/** It stands still because its disk fails, and goes on by itself when that is mended. */
+const Stalled = Exact({ at: Time, reason: Type.String() });
 const Origin = Exact({
   kind: OneOf(['clone', 'snapshot']),
   vmId: Type.Optional(Uuid),
@@ -116,6 +118,7 @@ export const Vm = Exact({
   pid: Type.Optional(Type.Integer()),
   runningWith: Type.Optional(OneOf(['kvm', 'tcg'])),
   lastExit: Type.Optional(Exit),
+  stalled: Type.Optional(Stalled),
   epoch: Type.Optional(Type.Integer({ description: 'Rises with each change of owner.' })),
   attachment: Type.Optional(Attachment),
   continuity: Type.Optional(Continuity),

@@ -119,7 +119,7 @@ export class Inquiry {
     return [{ field: 'image', value: image.digest, wanted: 'an image that one side has', message }];
   }
 
-  async #vmToMove({ record }: Managed, storage: MigrationOptions['storage']): Promise<VmToMove> {
+  async #vmToMove({ record, stalled }: Managed, storage: MigrationOptions['storage']): Promise<VmToMove> {
     const { store, runner } = this.#options;
     const { disk } = record.spec;
     const { storage: sharedStorage, ...copiedDisk } = disk;
@@ -130,7 +130,8 @@ export class Inquiry {
       id: record.id,
       name: record.name,
       spec: storage === 'shared' ? record.spec : { ...record.spec, disk: copiedDisk },
-      running: record.state === 'running',
+      // One that stands still for want of space runs on where there is some.
+      running: record.state === 'running' || stalled !== undefined,
       epoch: record.epoch ?? 1,
       runningWith: record.runningWith ?? 'tcg',
       image: { digest, format, fileBytes, virtualBytes },

@@ -23,6 +23,8 @@ export interface Managed {
   machine?: Machine;
   /** The operation at work on it: one at a time. */
   operationId?: Uuid;
+  /** QEMU has stopped it because its disk fails; see `stalls.ts`. */
+  stalled?: { at: string; reason: string };
   /** While the QEMU of an earlier daemon does not answer: resolves when it does, or has ended. */
   silent?: Promise<void>;
 }
@@ -153,6 +155,7 @@ export class VmRegistry {
     return {
       ...record,
       ...(process ? { pid: process.pid } : {}),
+      ...(managed.stalled ? { stalled: managed.stalled } : {}),
       ...(managed.operationId ? { operationId: managed.operationId } : {}),
       allowedActions: this.#allowed(managed),
     };

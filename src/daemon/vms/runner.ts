@@ -6,9 +6,11 @@ import { mkdir, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
+import { MiB } from '../../model/units.ts';
 import type { Accelerator, Attachment, ImageRecord, Storage, VmSpec } from '../../model/vm.ts';
 import { guestRequest, requireDone, type Taps } from '../../network/index.ts';
 import { backupDisk } from '../../vm/backup.ts';
+import { isRemote } from '../../vm/disk-node.ts';
 import { copyDisk, createBlankDisk, createDisk } from '../../vm/disks.ts';
 import { checkSpec, type Host, type HostFacts } from '../../vm/host.ts';
 import { changeIdentity, renewLeases } from '../../vm/identity.ts';
@@ -57,6 +59,8 @@ const seedIn = (directory: string): string => path.join(directory, 'seed.iso');
 /** How long a guest just resumed from captured RAM may take until its agent answers again. */
 const agentAfterResumeMs = 30_000;
 const endTimeoutMs = 10_000;
+/** With less, a guest that writes would soon stand still again. */
+const leastRoomBytes = 16 * MiB;
 
 export class Runner {
   readonly #paths: Paths;
@@ -124,6 +128,12 @@ export class Runner {
   /** What the VM's disk takes, holes left out. */
   async diskBytesOf(vm: Pick<Runnable, 'id' | 'spec'>): Promise<number> {
     return usageOf(this.diskOf(vm));
+  }
+
+  /** Whether its disk can take a write again, as far as that can be known from here. */
+  async hasRoomFor(vm: Pick<Runnable, 'id' | 'spec'>): Promise<boolean> {
+    const disk = this.diskOf(vm);
+    return isRemote(disk) || (await freeBytes(path.dirname(disk))) >= leastRoomBytes;
   }
 
   /** Whether a disk on shared storage can be opened from here, too. */

@@ -11,12 +11,14 @@ import type { Operations } from '../operations.ts';
 import type { Paths } from '../paths.ts';
 import type { Managed, VmRegistry } from './registry.ts';
 import type { Runner } from './runner.ts';
+import type { Stalls } from './stalls.ts';
 
 const askAgainMs = 2_000;
 
 export interface VmWatchOptions {
   registry: VmRegistry;
   runner: Runner;
+  stalls: Stalls;
   operations: Operations;
   paths: Paths;
   log: FastifyBaseLogger;
@@ -33,11 +35,18 @@ export class VmWatch {
 
   /** From now on the VM's state follows what its QEMU does. */
   attach(managed: Managed, machine: Machine): void {
-    const { operations } = this.#options;
+    const { operations, stalls } = this.#options;
     managed.machine = machine;
-    machine.onStatus(() => {
-      if (!managed.operationId) this.#inBackground(managed, this.observe(managed));
+    const observe = async () => {
+      if (!managed.operationId) await this.observe(managed);
+    };
+    const lookForStall = () => this.#inBackground(managed, stalls.follow(managed, machine, observe));
+    machine.onStatus(({ running }) => {
+      this.#inBackground(managed, observe());
+      if (!running) lookForStall();
     });
+    // An earlier daemon may have left it so.
+    lookForStall();
     const end = async (): Promise<void> => {
       const exit = await machine.exited;
       // An operation at work on the VM may expect the end and deal with it; if not, it is dealt with afterwards.
@@ -51,7 +60,7 @@ export class VmWatch {
     this.#inBackground(managed, end());
   }
 
-  /** Takes the state from QEMU: a guest can be paused by a full disk, too. One that is ending is noted at its end. */
+  /** Takes the state from QEMU: a guest can be stopped by its disk, too. One that is ending is noted at its end. */
   async observe(managed: Managed): Promise<void> {
     const { machine } = managed;
     const status = await machine?.status().catch(() => undefined);
