@@ -12,12 +12,17 @@
  *   arrived   --done--> settled
  *   arrived   --done--> merging                              relayed: what is missing is with relays, the source is gone
  *   merging   --completed, vm-ended, restarted--> settled
+ *   arrived   --claimed--> yielding                          an operator's claim at the custodian, with a higher epoch
+ *   merging   --claimed--> yielding
+ *   yielding  --discarded--> yielded
+ *   yielded   --done--> absent
  *   rejecting --discarded--> rejected
  *   rejected  --done--> absent
  *
  * Invariants: the VM's vCPUs run here only from `owning` on. `rejecting` is journalled before the source hears
  * `rejected`, and no way leads back from it. A record goes only when the source said `done`: a source in doubt must
- * never meet a destination that has forgotten.
+ * never meet a destination that has forgotten. Where there is a custodian, none of the events that lead to `settled`, or
+ * to an `arrived` that is complete, comes before its word that it will not give the VM to anybody.
  */
 import { type Next, type Problem, type Refused, refuse } from './protocol.ts';
 
@@ -32,6 +37,9 @@ export type DestinationState =
   | { name: 'arrived'; epoch: number; complete: boolean; divided?: true }
   /** The source holds nothing any more, and the VM is not whole yet. */
   | { name: 'merging'; epoch: number }
+  /** Somebody else runs the VM by this higher epoch. */
+  | { name: 'yielding'; epoch: number }
+  | { name: 'yielded'; epoch: number }
   | { name: 'rejecting'; reason: string }
   | { name: 'rejected'; reason: string }
   | { name: 'settled'; epoch: number };
@@ -62,6 +70,8 @@ export type DestinationEvent =
   | { name: 'resume-refused'; message: string }
   | { name: 'completed' }
   | { name: 'discarded' }
+  /** The word of the custodian, which runs the VM itself. */
+  | { name: 'claimed'; epoch: number }
   | { name: 'vm-ended' }
   /** Nobody came with the ticket in time. */
   | { name: 'expired' }
@@ -120,6 +130,10 @@ export function destinationTransition(state: DestinationState, event: Destinatio
       return whenArrived(state, event);
     case 'merging':
       return whileMerging(state, event);
+    case 'yielding':
+      return whileYielding(state, event);
+    case 'yielded':
+      return whenYielded(state, event);
     case 'rejecting':
       return whileRejecting(state, event);
     case 'rejected':
@@ -239,6 +253,8 @@ function whenArrived(state: In<'arrived'>, event: DestinationEvent): Answer {
       return next(state, running(state));
     case 'abort':
       return event.epoch > epoch ? reject(reasonOf(event)) : next(state, running(state));
+    case 'claimed':
+      return complete ? next(state) : yieldTo(event.epoch);
     case 'done':
       if (divided) return next({ name: 'merging', epoch });
       // A source that is done serves no pages any more.
@@ -257,6 +273,34 @@ function whileMerging(state: In<'merging'>, event: DestinationEvent): Answer {
       return settled();
     case 'restarted':
       return event.complete || event.found === 'gone' ? settled() : next(state, { name: 'recover' });
+    case 'claimed':
+      return yieldTo(event.epoch);
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+function whileYielding(state: In<'yielding'>, event: DestinationEvent): Answer {
+  switch (event.name) {
+    case 'discarded':
+      return next({ name: 'yielded', epoch: state.epoch }, runsElsewhere(state.epoch));
+    case 'restarted':
+      return yieldTo(state.epoch);
+    default:
+      return ignoreOrRefuse(state, event);
+  }
+}
+
+/** A source that is still there need not serve anybody: it may go. */
+function whenYielded(state: In<'yielded'>, event: DestinationEvent): Answer {
+  switch (event.name) {
+    case 'retry':
+    case 'restarted':
+    case 'commit':
+    case 'abort':
+      return next(state, runsElsewhere(state.epoch));
+    case 'done':
+      return next(absentDestination);
     default:
       return ignoreOrRefuse(state, event);
   }
@@ -315,6 +359,10 @@ function divide(epoch: number): Answer {
   const state: In<'arrived'> = { name: 'arrived', epoch, complete: false, divided: true };
   return next(state, running(state), { name: 'recover' });
 }
+
+const yieldTo = (epoch: number): Answer => next({ name: 'yielding', epoch }, { name: 'discard' });
+
+const runsElsewhere = (epoch: number): DestinationEffect => ({ name: 'send-running', epoch, complete: true });
 
 const reject = (reason: string): Answer =>
   next({ name: 'rejecting', reason }, { name: 'send-rejected', reason }, { name: 'discard' });

@@ -14,7 +14,7 @@ import { connectNbd, type NbdClient } from '../nbd/index.ts';
 import type { BlockReader, SetName } from '../pages/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import type { MachinePaths } from '../vm/paths.ts';
-import { DestinationAgent, type Merging } from './condensed/destination-agent.ts';
+import { DestinationAgent, type Merging, type WholeStream } from './condensed/destination-agent.ts';
 import { diskReader, takeDisk } from './condensed/disk-destination.ts';
 import { mirroredSet } from './condensed/disk-frames.ts';
 import { GuestMemory } from './condensed/guest-memory.ts';
@@ -66,6 +66,8 @@ export interface DestinationSurroundings {
     writeManifest: (bytes: Buffer) => Promise<void>;
     removeManifest: () => Promise<void>;
     tellOperator: (message: string) => void;
+    /** Where there is a custodian. */
+    escrow?: Escrow | undefined;
   };
   /** Removes what `make` made and reserved; QEMU has ended. Nothing there is no error. */
   discard: () => Promise<void>;
@@ -73,6 +75,16 @@ export interface DestinationSurroundings {
   /** What goes on within a state, for those who look where time goes. */
   onStep?: (step: string) => void;
   onFailure: (error: AppError) => void;
+}
+
+/** What a third cloudlet is left with, which may go on with the VM if this one is lost; and its word. */
+export interface Escrow {
+  /** Resolves when it is held there; tries until then. */
+  deposit: (manifest: Manifest, whole: WholeStream, signal: AbortSignal) => Promise<void>;
+  /** The epoch by which it runs the VM itself; `undefined` if it does not, or does not answer. */
+  ask: (signal: AbortSignal) => Promise<number | undefined>;
+  /** As `ask`, and from `undefined` on it never will. Tries until it is answered. */
+  release: (signal: AbortSignal) => Promise<number | undefined>;
 }
 
 export interface DestinationMigrationOptions {
@@ -138,6 +150,13 @@ export class DestinationMigration {
   #isMergingAlone = false;
   #silent: SilentQemu | undefined;
   #isOffering = false;
+  #isAsking = false;
+  /** The source has heard that the VM runs here: it will never run it again. */
+  readonly #heard = Promise.withResolvers<void>();
+  #release: Promise<number | undefined> | undefined;
+  readonly #decided = Promise.withResolvers<undefined>();
+  /** The VM has ended while the daemon was away, and it is for a human to say where it goes on. */
+  #isUndecided = false;
   #stopped = false;
 
   constructor(options: DestinationMigrationOptions) {
@@ -162,6 +181,7 @@ export class DestinationMigration {
     this.#retry = setInterval(() => {
       if (this.#engine.isIdle) this.#tell({ name: 'retry' });
       if (this.#silent) void this.#offerRecovery();
+      void this.#askCustodian();
       if (this.#isPaused) this.#askForPages();
     }, retryMs);
     if (machine) this.#watchEnd(machine);
@@ -287,7 +307,14 @@ export class DestinationMigration {
     return {
       manifest: this.#manifest,
       openRelay: merging.openRelay,
-      keep: async (manifest) => {
+      wantsWhole: merging.escrow !== undefined,
+      keep: async (manifest, whole) => {
+        if (merging.escrow && whole) {
+          // Only then no way leads back to the source.
+          await this.#heard.promise;
+          if (!this.#isOurs) return;
+          await merging.escrow.deposit(manifest, whole, this.#abort.signal);
+        }
         await merging.writeManifest(manifest.toBytes());
         this.#manifest = manifest;
       },
@@ -342,18 +369,64 @@ export class DestinationMigration {
   async restart(): Promise<void> {
     await this.#findManifest();
     const { found, complete } = await this.#look();
+    if (found === 'gone' && this.#isOurs && this.#manifest && this.#around.merging?.escrow) {
+      this.#isUndecided = true;
+      this.#around.merging.tellOperator(
+        'The VM has ended before all of its memory was here. It can go on as it left its source: viper vm claim --from at ' +
+          'its custodian. Or give that up, and start it from its disk: viper vm claim here, then viper vm start',
+      );
+      return;
+    }
     // A QEMU whose guest waits for a page may say nothing at all.
     const hasArrived = this.state.name === 'arrived' || this.state.name === 'merging';
     const divided = this.#manifest !== undefined;
     // Before anything else: a VM whose stream went with the daemon before may need a page before it can be let run.
     if (found === 'loaded' || found === 'running' || (found === 'waiting' && hasArrived))
       this.#watchCompletion();
-    await this.#engine.dispatch({ name: 'restarted', found, complete, divided });
+    await this.#tellEnd({ name: 'restarted', found, complete, divided }, complete || found === 'gone');
   }
 
-  /** An operator's word that the source will not run the VM. */
-  claim(reason: string): Promise<void> {
-    return this.#engine.dispatch({ name: 'claim', reason });
+  /** An operator's word that the source will not run the VM; or, where it has ended, that nobody is to go on with it. */
+  async claim(reason: string): Promise<void> {
+    if (this.#isUndecided) {
+      this.#isUndecided = false;
+      this.#tellEnd({ name: 'restarted', found: 'gone', complete: false, divided: true }, true).catch(
+        () => {},
+      );
+      return;
+    }
+    // The custodian was asked and does not answer: it is gone for good, says the operator.
+    if (this.#release && this.#isOurs) return this.#decided.resolve(undefined);
+    await this.#engine.dispatch({ name: 'claim', reason });
+  }
+
+  /** It runs here, with somebody who may have to go on with it. */
+  get #isOurs(): boolean {
+    const { state } = this;
+    return state.name === 'merging' || (state.name === 'arrived' && !state.complete);
+  }
+
+  /** Before the VM counts as whole, or as ended, the custodian has to give up its right to it. */
+  async #tellEnd(event: DestinationEvent, isEnd: boolean): Promise<void> {
+    const escrow = this.#around.merging?.escrow;
+    if (escrow && isEnd && this.#isOurs) {
+      this.#release ??= escrow.release(this.#abort.signal);
+      const epoch = await Promise.race([this.#release, this.#decided.promise]);
+      if (epoch !== undefined) return this.#engine.dispatch({ name: 'claimed', epoch });
+    }
+    await this.#engine.dispatch(event);
+  }
+
+  async #askCustodian(): Promise<void> {
+    const escrow = this.#around.merging?.escrow;
+    if (!escrow || this.#isAsking || !this.#isOurs) return;
+    this.#isAsking = true;
+    try {
+      const epoch = await escrow.ask(this.#abort.signal);
+      if (epoch !== undefined) this.#tell({ name: 'claimed', epoch });
+    } finally {
+      this.#isAsking = false;
+    }
   }
 
   waitFor(wanted: (state: DestinationState) => boolean): Promise<DestinationState> {
@@ -375,7 +448,8 @@ export class DestinationMigration {
   }
 
   #tell(event: DestinationEvent): void {
-    if (!this.#stopped) this.#engine.dispatch(event).catch(() => {});
+    const isEnd = event.name === 'completed' || event.name === 'vm-ended';
+    if (!this.#stopped) this.#tellEnd(event, isEnd).catch(() => {});
   }
 
   async #perform(effect: DestinationEffect): Promise<DestinationEvent | undefined> {
@@ -408,7 +482,7 @@ export class DestinationMigration {
       case 'recover':
         return undefined;
       case 'end-vm':
-        return this.#endVm();
+        return this.#ended(await this.#endVm());
       case 'discard':
         await this.#discard();
         return { name: 'discarded' };
@@ -417,7 +491,10 @@ export class DestinationMigration {
 
   async #send(message: ToSource): Promise<undefined> {
     // Lost messages are repeated, whatever lost them.
-    await this.#around.send(message).catch(() => {});
+    await this.#around.send(message).then(
+      () => message.name === 'running' && this.#heard.resolve(),
+      () => {},
+    );
   }
 
   async #make(): Promise<DestinationEvent> {
@@ -478,6 +555,13 @@ export class DestinationMigration {
     }
     await machine?.kill();
     return { name: 'vm-ended' };
+  }
+
+  /** What only counts when a custodian has been asked comes by itself, for that may take as long as it is away. */
+  #ended(event: DestinationEvent | undefined): DestinationEvent | undefined {
+    if (!event || !this.#around.merging?.escrow) return event;
+    this.#tell(event);
+    return undefined;
   }
 
   async #discard(): Promise<void> {

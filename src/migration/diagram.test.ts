@@ -67,6 +67,8 @@ const destinationStates: DestinationState[] = [
   { name: 'arrived', epoch: 2, complete: false },
   { name: 'arrived', epoch: 2, complete: false, divided: true },
   { name: 'merging', epoch: 2 },
+  { name: 'yielding', epoch: 9 },
+  { name: 'yielded', epoch: 9 },
   { name: 'rejecting', reason: '' },
   { name: 'rejected', reason: '' },
   { name: 'settled', epoch: 2 },
@@ -99,6 +101,7 @@ const destinationEvents: DestinationEvent[] = [
     complete: false,
   })),
   { name: 'claim', reason: '' },
+  { name: 'claimed', epoch: 9 },
 ];
 
 test("the source's diagram is what the code does", () => {

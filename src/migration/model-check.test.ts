@@ -79,6 +79,18 @@ test('the check finds a source that exits before all is with relays', () => {
   assert.ok(explore(rules, (world) => !isAbandoned(world)).broken);
 });
 
+test('the check finds a destination that goes on beside an operator who has claimed its VM elsewhere', () => {
+  const rules: Rules = {
+    ...realRules,
+    mode: 'relayed',
+    claims: true,
+    inFlight: 1,
+    destination: (state, event) =>
+      event.name === 'claimed' ? { state, effects: [] } : destinationTransition(state, event),
+  };
+  assert.ok(explore(rules, () => true).stuck);
+});
+
 for (const [mistake, rules] of Object.entries(mistakes)) {
   test(`the check finds ${mistake}`, () => {
     const { broken, stuck } = explore({ ...realRules, inFlight: 1, ...rules }, atMostOneRuns);
@@ -167,6 +179,8 @@ const isAbandoned = ({ sourceQemu, pagesMissing, isDivided }: World): boolean =>
 function isSettled(world: World): boolean {
   const { source, destination, sourceQemu, destinationQemu } = world;
   if (!isSourceOver(source.state) || source.todo.length + destination.todo.length > 0) return false;
+  if (source.state.name === 'moved' && world.isClaimed)
+    return destination.state.name === 'absent' && sourceQemu === 'removed' && destinationQemu === 'none';
   if (source.state.name === 'moved')
     return destination.state.name === 'settled' && sourceQemu === 'removed' && !world.pagesMissing;
   return (

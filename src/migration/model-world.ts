@@ -37,6 +37,8 @@ export interface World {
   pagesMissing: boolean;
   /** Relays hold what is missing, and a file of the destination's says where. */
   isDivided: boolean;
+  /** An operator has claimed the VM at its custodian. */
+  isClaimed: boolean;
   /** In flight, without order. */
   toDestination: DestinationEvent[];
   toSource: SourceEvent[];
@@ -81,6 +83,7 @@ export const firstWorld = (): World => ({
   stream: 'none',
   pagesMissing: false,
   isDivided: false,
+  isClaimed: false,
   toDestination: [],
   toSource: [],
 });
@@ -205,7 +208,15 @@ function addDestinationSteps(world: World, rules: Rules, add: Add): void {
     tell({ name: 'divided' }, true);
   if (state.name === 'merging' && (isGone || !world.pagesMissing))
     tell({ name: isGone ? 'vm-ended' : 'completed' }, true);
-  if (['waiting', 'arrived', 'rejected'].includes(state.name)) tell({ name: 'retry' }, true);
+  const mayBeClaimed = isClaimable(state);
+  // The custodian has it only from a destination that the source knows to run it.
+  const sourceKnows = ['serving', 'leaving', 'moved'].includes(world.source.state.name);
+  if (rules.claims && rules.mode === 'relayed' && mayBeClaimed && sourceKnows && !world.isClaimed)
+    add('custodian is claimed', false, (copy) => {
+      copy.isClaimed = true;
+    });
+  if (mayBeClaimed && world.isClaimed) tell({ name: 'claimed', epoch: 9 }, true);
+  if (['waiting', 'arrived', 'rejected', 'yielded'].includes(state.name)) tell({ name: 'retry' }, true);
 }
 
 function addQemuSteps(world: World, rules: Rules, add: Add): void {
@@ -373,11 +384,18 @@ function tellSource(world: World, rules: Rules, event: SourceEvent): void {
 }
 
 function tellDestination(world: World, rules: Rules, event: DestinationEvent): void {
-  const answer = rules.destination(world.destination.state, event);
+  // Before a VM counts as whole, or as ended, the custodian is asked.
+  const isAsked = ['completed', 'vm-ended', 'restarted'].includes(event.name);
+  const isBeaten = world.isClaimed && isAsked && isClaimable(world.destination.state);
+  const told: DestinationEvent = isBeaten ? { name: 'claimed', epoch: 9 } : event;
+  const answer = rules.destination(world.destination.state, told);
   if (isRefused(answer)) return;
   world.destination.state = withoutWords(answer.state);
   world.destination.todo.push(...answer.effects.map(withoutWords));
 }
+
+const isClaimable = (state: DestinationState): boolean =>
+  (state.name === 'arrived' && !state.complete) || state.name === 'merging';
 
 /** Reasons are for people: states that differ in nothing else are one. */
 function withoutWords<State extends { name: string }>(state: State): State {

@@ -24,6 +24,7 @@ import { DiskSource } from './condensed/disk-source.ts';
 import { GuestMemory, type GuestRam } from './condensed/guest-memory.ts';
 import { SourceAgent, type SourceAgentOptions } from './condensed/source-agent.ts';
 import { noStatistics } from './condensed/statistics.ts';
+import { diskMarkOf, markDisk, unmarkDisk } from './disk-mark.ts';
 import { type Door, joinStreams, openDoor } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
 import {
@@ -378,6 +379,7 @@ export class SourceMigration {
         this.#tracker.enter('switchover');
         if (isCopied) await finishMirror(qmp, signal);
         this.#isMirrored = true;
+        if (this.#diskMark) await markDisk(qmp, this.#diskMark);
       },
     });
   }
@@ -432,6 +434,8 @@ export class SourceMigration {
       if (this.#vm.running)
         await this.#orReport('The VM does not run again; try viper vm resume', () => machine.resume());
       await this.#orReport('QEMU did not end the copy of the disk', () => dropMirror(machine.qmp, signal));
+      const mark = this.#diskMark;
+      if (mark) await this.#orReport('A snapshot is left in the disk', () => unmarkDisk(machine.qmp, mark));
     }
     await this.#closeDoors();
     // Nobody will come for what it has given away.
@@ -439,6 +443,11 @@ export class SourceMigration {
     // Those of an earlier daemon, of which only the names are left.
     if (machine)
       for (const purpose of ['disk', 'memory'] as const) await rm(this.#socket(purpose), { force: true });
+  }
+
+  /** For whoever may have to go on with the VM as it is when it leaves. */
+  get #diskMark(): string | undefined {
+    return this.#options.relayed?.custodian && diskMarkOf(this.#id);
   }
 
   get #memoryDoor(): Door | undefined {
@@ -636,6 +645,7 @@ export class SourceMigration {
       // Relays take everything: no round goes to a destination that may be slow.
       drainAtOnce: mode === 'postcopy' || this.#divider !== undefined,
       dividesFirst: mode !== 'postcopy',
+      dividesAll: this.#options.relayed?.custodian !== undefined,
       openIndex: async (name) => (name === mirroredSet ? this.#whatIsMirrored() : this.#openIndex(name)),
       keeps: memory !== undefined && this.#keepsMemory,
       divider: this.#divider,

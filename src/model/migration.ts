@@ -58,6 +58,11 @@ export interface RelayedOptions {
   relays: { id: Uuid; name: string }[];
   /** How many of them hold each slab. */
   replicas: number;
+  /**
+   * None of them: is given all that it takes to go on with the VM, in case the destination is lost before it is whole.
+   * For that all of its pages go to relays.
+   */
+  custodian?: { id: Uuid; name: string };
 }
 
 /** How far it is. Phases follow their order; of `fraction`, `doneBytes` and `round` none ever falls. */

@@ -216,6 +216,12 @@ export interface QmpCommands {
   'query-jobs': Command<None, JobInfo[]>;
   'blockdev-add': Command<QemuOptions & { driver: string; 'node-name': string }, Done>;
   'blockdev-del': Command<{ 'node-name': string }, Done>;
+  /** Into the qcow2 itself. */
+  'blockdev-snapshot-internal-sync': Command<{ device: string; name: string }, Done>;
+  'blockdev-snapshot-delete-internal-sync': Command<
+    { device: string; name: string },
+    { id: string; name: string }
+  >;
   'blockdev-backup': Command<
     {
       'job-id': string;

@@ -99,10 +99,21 @@ export interface Merging {
   /** A session of the group with a relay. */
   openRelay: (id: Uuid, group: string) => Promise<Duplex>;
   /** Where everything is that is missing; when this resolves, it outlives the daemon. */
-  keep: (manifest: Manifest) => Promise<void>;
+  keep: (manifest: Manifest, whole?: WholeStream) => Promise<void>;
+  /**
+   * Somebody else is to be able to go on with the VM: it counts as divided when all of its pages are with relays, and
+   * `keep` gets what QEMU is to be told besides.
+   */
+  wantsWhole?: boolean;
   /** It is kept: the source is not needed any more. */
   onDivided: () => void;
   onLost: (message: string) => void;
+}
+
+/** What a QEMU is to be told before and after the pages, to have the VM as it left the source. */
+export interface WholeStream {
+  opening: Buffer;
+  tail: Buffer;
 }
 
 export class DestinationAgent {
@@ -463,11 +474,30 @@ export class DestinationAgent {
     const manifest = this.#manifest;
     if (!manifest || !this.#isDividedThere || this.#isDivided || this.#state !== 'lacking') return;
     if (this.#isKeeping || manifest.firstUncovered(this.#missing) >= 0) return;
+    const { keep, onDivided, wantsWhole } = this.#options.merging!;
+    if (wantsWhole) return this.#depositWhole(manifest);
     this.#isKeeping = true;
-    await this.#options.merging!.keep(manifest);
+    await keep(manifest);
     this.#isDivided = true;
-    this.#options.merging!.onDivided();
+    onDivided();
     this.#startMerging();
+  }
+
+  /** Whoever it is left with may be long in answering: the VM becomes whole meanwhile. */
+  #depositWhole(manifest: Manifest): void {
+    const { keep, onDivided } = this.#options.merging!;
+    const [opening, tail, table] = [this.#opening, this.#tail, this.#table!];
+    const all = new PageSet(table.pages);
+    all.addRange(0, table.pages);
+    // An agent that goes on for another has not heard all of it.
+    if (!opening || !tail || manifest.firstUncovered(all) >= 0) return;
+    this.#isKeeping = true;
+    this.#startMerging();
+    keep(manifest, { opening, tail }).then(() => {
+      if (this.#state === 'done') return;
+      this.#isDivided = true;
+      onDivided();
+    }, this.#broken.reject);
   }
 
   /** What the guest has asked for at the source comes from relays now as well; then everything else. */

@@ -62,6 +62,8 @@ export interface SourceAgentOptions {
   divider?: Divider | undefined;
   /** Each page goes to relays once before the VM leaves: then it is left for what it has written meanwhile alone. */
   dividesFirst?: boolean;
+  /** All pages are to be had from relays alone, also those that the destination asks for. */
+  dividesAll?: boolean;
   statistics: EngineStatistics;
   /** What goes on, for those who look where time goes. */
   onStep?: (step: string, facts?: Record<string, number>) => void;
@@ -305,7 +307,7 @@ export class SourceAgent {
     const { mode, memory, openIndex, keeps = false } = this.#options;
     const chosen: SetName[] = [];
     // A reference that fails is healed out of the memory.
-    for (const name of memory ? sets : []) {
+    for (const name of memory && !this.#options.dividesAll ? sets : []) {
       const index = await openIndex(name);
       if (!index) continue;
       chosen.push(name);
@@ -479,7 +481,7 @@ export class SourceAgent {
     onStep?.('stream ended', { pendingPages: this.#pending.size });
     if (isPostcopy) {
       for (const [first, count] of this.#unseen.runs()) this.#pending.addRange(first, count);
-      await this.#sendHot();
+      if (!this.#dividesAll) await this.#sendHot();
       this.#condenser!.enterPostcopy();
     }
     this.#state = 'serving';
@@ -637,8 +639,8 @@ export class SourceAgent {
       const woken = this.#wake.promise;
       const isPending = this.#pending.size > 0;
       if (this.#wants.length > 0) this.#takeWants();
-      else if (isPending && this.#isLinkOpen && this.#isGuestCalm && !this.#isEndNear(divider)) this.#push();
-      else if (isPending && divider.hasRoom && this.#isGateOpen(divider))
+      else if (isPending && this.#isPushWanted(divider)) this.#push();
+      else if (isPending && divider.hasRoom && (this.#dividesAll || this.#isGateOpen(divider)))
         this.#divide(divider, this.#pending);
       else {
         if (!isPending && divider.isSettled && !this.#isDivided) {
@@ -654,6 +656,16 @@ export class SourceAgent {
       await nextTurn();
       await this.#outbox.room(mostWords);
     }
+  }
+
+  #isPushWanted(divider: Divider): boolean {
+    return !this.#dividesAll && this.#isLinkOpen && this.#isGuestCalm && !this.#isEndNear(divider);
+  }
+
+  /** With too few relays it is a post-copy like any other. */
+  get #dividesAll(): boolean {
+    const { dividesAll, divider } = this.#options;
+    return dividesAll === true && divider?.isUsable === true;
   }
 
   /** Relays take the rest in a moment: the last word would stand behind whatever goes to a slow destination now. */
@@ -805,7 +817,8 @@ export class SourceAgent {
       }
       statistics.requestedPages += 1;
       // Relays have it, or are about to: it may be asked for before that is known there.
-      if (!this.#pending.has(page)) this.#read(batch, page, 1);
+      if (!this.#pending.has(page) || this.#dividesAll) this.#read(batch, page, 1);
+      if (this.#dividesAll) continue;
       for (const [first, count] of this.#pending.runs(page, page + prefetchPages)) {
         this.#takePending(batch, first, count);
         if (batch.isFull) break;

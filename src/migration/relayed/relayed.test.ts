@@ -10,12 +10,13 @@ import { MiB } from '../../model/units.ts';
 import { type BlockReader, digestBlocks, MemoryIndex } from '../../pages/index.ts';
 import { PassOn, SlabStore, serveSlabs } from '../../relay/index.ts';
 import { pageBytes } from '../../stream/index.ts';
-import { DestinationAgent } from '../condensed/destination-agent.ts';
+import { DestinationAgent, type WholeStream } from '../condensed/destination-agent.ts';
 import { SourceAgent } from '../condensed/source-agent.ts';
 import { allPages, FakeQemu, FakeRam, linkPair, sourceStream } from '../condensed/stand-ins.ts';
 import { noStatistics } from '../condensed/statistics.ts';
 import { Divider } from './divider.ts';
 import { Manifest } from './manifest.ts';
+import { Restore } from './restore.ts';
 
 const pages = 3000;
 
@@ -47,7 +48,7 @@ class FakeRelay {
   others: readonly FakeRelay[] = [];
   readonly #passes: RelayOptions['passes'];
   readonly #sessions = new Set<Duplex>();
-  #isDead = false;
+  isDead = false;
 
   constructor({
     quotaBytes = 64 * MiB,
@@ -77,7 +78,7 @@ class FakeRelay {
   }
 
   async open(group: string): Promise<Duplex> {
-    if (this.#isDead) throw new AppError('peer_unreachable', 'The relay is dead');
+    if (this.isDead) throw new AppError('peer_unreachable', 'The relay is dead');
     const [near, far] = duplexPair();
     this.#sessions.add(near);
     this.store.attach(group, 1000);
@@ -102,7 +103,7 @@ class FakeRelay {
   }
 
   die(): void {
-    this.#isDead = true;
+    this.isDead = true;
     for (const session of this.#sessions) session.destroy(new AppError('peer_unreachable', 'The relay died'));
   }
 
@@ -125,6 +126,10 @@ interface Wanted {
   contents?: number;
   /** Both ends hold every fifth page; the destination has something else there if it lies. */
   knows?: { lies: boolean };
+  /** Somebody else is to be able to have all of it from relays. */
+  hasCustodian?: boolean;
+  /** Which does not take what it is left with. */
+  isSilent?: boolean;
   /** When the source is not needed any more: by default it is gone at once. */
   onDivided?: (parts: { relays: FakeRelay[]; sourceLink: Duplex; far: Duplex; qemu: FakeQemu }) => void;
 }
@@ -138,6 +143,8 @@ async function move({
   dividesFirst = false,
   contents,
   knows,
+  hasCustodian = false,
+  isSilent = false,
   onDivided,
 }: Wanted = {}) {
   const relays = wanted.map((options) => new FakeRelay(options));
@@ -185,6 +192,7 @@ async function move({
     mode: 'postcopy',
     drainAtOnce: true,
     dividesFirst,
+    dividesAll: hasCustodian,
     openIndex: async () => index,
     // The destination is slow, so that relays are needed.
     limitBps: () => limitBps,
@@ -192,12 +200,16 @@ async function move({
     statistics: noStatistics(),
   });
   let kept: Buffer | undefined;
+  let whole: WholeStream | undefined;
   let dividedThere = -1;
   const lost: string[] = [];
   const merging = {
     openRelay: async (id: Uuid, group: string) => relays.find((relay) => relay.id === id)!.openThere(group),
-    keep: async (manifest: Manifest) => {
+    wantsWhole: hasCustodian,
+    keep: async (manifest: Manifest, left?: WholeStream) => {
       kept = manifest.toBytes();
+      whole = left;
+      if (isSilent) await new Promise(() => {});
     },
     onDivided: () => {
       dividedThere = qemu.lacks.size;
@@ -224,6 +236,7 @@ async function move({
     placedBytes,
     merged: destination.mergeStatistics,
     kept,
+    whole,
     dividedThere,
     lost,
     merging,
@@ -367,6 +380,65 @@ test('an agent that knows nothing but the manifest goes on where the one before 
   });
   const came = await Promise.allSettled([agent.run()]);
   assertMoved(context, { ...moved, qemu: again, came: came[0], merged: agent.mergeStatistics });
+});
+
+test('with a custodian all pages are with relays, and whoever has manifest and devices has the VM as it left', async (context) => {
+  const writes = Array.from({ length: 700 }, (_, index) => index * 4);
+  const lostHere: Wanted['onDivided'] = ({ qemu, sourceLink }) => {
+    sourceLink.destroy();
+    qemu.destroy(new Error('the destination is lost'));
+  };
+  for (const more of [
+    {},
+    { dividesFirst: true, contents: 400 },
+    { knows: { lies: true } },
+    { relays: [{}, {}, { diesAfter: 6 }] },
+    { relays: [{ lies: true }, {}] },
+  ]) {
+    const moved = await move({
+      hasCustodian: true,
+      writes,
+      touches: [0, 4, 1000],
+      onDivided: lostHere,
+      ...more,
+    });
+    assert.ok(moved.dividedThere > 0, 'the destination had not all of it');
+    const restored = new FakeRam(pages);
+    // What is there before the pages come must not show through where they are zero.
+    restored.bytes.fill(0xee);
+    const qemu = new FakeQemu(restored);
+    const manifest = Manifest.fromBytes(moved.kept!);
+    const { relays } = manifest.division;
+    const open = (relay: number) => moved.merging.openRelay(relays[relay]!, manifest.division.group);
+    const { signal } = new AbortController();
+    const restore = new Restore({ qemu, manifest, whole: moved.whole!, open, signal });
+    await restore.run();
+    assert.equal(qemu.isPostcopy, false);
+    assert.ok(qemu.tail.length > 0);
+    for (let page = 0; page < pages; page++)
+      assert.ok(moved.ram.page(page).equals(restored.page(page)), `page ${page}`);
+    await restore.end({ drop: true });
+    const alive = moved.relays.filter(({ isDead }) => !isDead);
+    await until(() => alive.every(({ slabs }) => slabs === 0));
+    // A second one comes too late, and says so instead of giving a QEMU half of a VM.
+    const late = new Restore({
+      qemu: new FakeQemu(new FakeRam(pages)),
+      manifest,
+      whole: moved.whole!,
+      open,
+      signal,
+    });
+    await assert.rejects(late.run(), /The memory is not whole any more: Slab \d+ is not at relay/);
+    await late.end({ drop: false });
+    context.diagnostic(JSON.stringify(moved.statistics));
+  }
+});
+
+test('the destination becomes whole, and the source may go, though the custodian never answers', async (context) => {
+  const moved = await move({ hasCustodian: true, limitBps: 1e9, isSilent: true });
+  assertMoved(context, moved);
+  assert.equal(moved.left.status, 'fulfilled', 'it stayed until nothing was missing');
+  assert.equal(moved.dividedThere, -1);
 });
 
 test('a slab that nobody gives is told of, and the rest comes', async () => {
