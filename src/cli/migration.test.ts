@@ -241,6 +241,30 @@ test('a claim wants --force and tells the danger without it', async () => {
   assert.equal(shell.requests[0]?.body, '{"reason":"it burnt down"}');
 });
 
+test('a custodian claims a VM from its migration, and tells what is lost by it', async () => {
+  const claimed = operation('succeeded', { kind: 'vm.claim', subject: { name: 'web', migrationId: 'm1' } });
+  const held = {
+    migrationId: 'm1',
+    vm: { id: 'v1', name: 'web' },
+    from: { id: 'c2', name: 'south' },
+    memoryBytes: 2 ** 30,
+    state: 'held',
+    createdAt: new Date().toISOString(),
+  };
+  await using shell = await setUp({
+    'GET /v1/escrows': (_, response) => reply(response, 200, { items: [held] }),
+    'POST /v1/escrows/m1/claim': (_, response) => reply(response, 202, claimed),
+  });
+  assert.match((await shell.viper(['escrow', 'list'])).stdout, /web +south +held +1 GiB .* m1/);
+  const args = ['vm', 'claim', 'web', '--from', 'm1', '--reason', 'it burnt down'];
+  const warned = await shell.viper(args);
+  assert.equal(warned.exitCode, 2);
+  assert.match(warned.stderr, /since it left its source, also on its disk, is gone/);
+  const end = await shell.viper([...args, '--force']);
+  assert.equal(end.stdout, 'VM web belongs to this cloudlet, and is as it left its source.\n');
+  assert.equal(shell.requests.at(-1)?.body, '{"vm":"web","reason":"it burnt down"}');
+});
+
 test('a cloudlet is drained and undrained', async () => {
   const drained = operation('succeeded', {
     kind: 'cloudlet.drain',

@@ -5,6 +5,7 @@ import { addContextCommands } from './commands/context.ts';
 import { addDaemonCommands } from './commands/daemon.ts';
 import { addDeviceCommands } from './commands/device.ts';
 import { addDrainCommands } from './commands/drain.ts';
+import { addEscrowCommands } from './commands/escrow.ts';
 import { addFollowCommands } from './commands/follow.ts';
 import { addImageCommands } from './commands/image.ts';
 import { addLabCommands } from './commands/lab.ts';
@@ -45,6 +46,7 @@ export function createProgram(daemonProgram: string): Command {
   addMigrationCommands(program);
   addDrainCommands(program);
   addRelayCommands(program);
+  addEscrowCommands(program);
   addDeviceCommands(program);
   addFollowCommands(program);
   addOperationCommands(program);

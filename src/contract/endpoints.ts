@@ -59,6 +59,11 @@ export const endpoints = {
   giveBackNetwork: { method: 'DELETE', path: '/v1/migrations/{migration}/network' },
   tellMigration: { method: 'POST', path: '/v1/migrations/{migration}/messages' },
 
+  listEscrows: { method: 'GET', path: '/v1/escrows' },
+  claimEscrow: { method: 'POST', path: '/v1/escrows/{migration}/claim' },
+  getEscrowOwner: { method: 'GET', path: '/v1/escrows/{migration}/owner' },
+  releaseEscrow: { method: 'DELETE', path: '/v1/escrows/{migration}/owner' },
+
   listNeighbours: { method: 'GET', path: '/v1/neighbours' },
   greetNeighbour: { method: 'POST', path: '/v1/neighbours/greetings' },
   listGroups: { method: 'GET', path: '/v1/groups' },

@@ -17,6 +17,7 @@ import { Host } from '../vm/host.ts';
 import { run } from '../vm/run.ts';
 import { type Config, loadConfig } from './config.ts';
 import { Credentials } from './credentials.ts';
+import { EscrowService } from './escrow/service.ts';
 import { EventLog } from './events.ts';
 import { Fleet } from './fleet.ts';
 import { Follow } from './follow/service.ts';
@@ -73,6 +74,8 @@ export class Cloudlet implements AsyncDisposable {
   readonly drain: Drain;
   /** Memory that is lent to the migrations of others. */
   readonly relay: RelayService;
+  /** What is kept for VMs of others, as their custodian. */
+  readonly escrows: EscrowService;
   readonly linkLimits: LinkLimits;
   readonly networks: Networks;
   readonly fleet: Fleet;
@@ -104,6 +107,7 @@ export class Cloudlet implements AsyncDisposable {
     const cloudlet = new Cloudlet({ directory, identity, config, log, store: new Store(directory) });
     try {
       await cloudlet.#recover();
+      await cloudlet.escrows.recover();
       await cloudlet.migrations.recover();
       await cloudlet.networks.recover((id) => cloudlet.migrations.isOpen(id));
       cloudlet.fleet.start();
@@ -253,6 +257,17 @@ export class Cloudlet implements AsyncDisposable {
       paths,
       log,
     });
+    this.escrows = new EscrowService({
+      ...parts_,
+      cloudletId: identity.id,
+      store,
+      registry: this.#registry,
+      vms: this.vms,
+      fleet: this.fleet,
+      peers: new PeerSide({ identity: () => this.identity, fleet: this.fleet, linkLimits: this.linkLimits }),
+      fit: (vm, options) => this.migrations.halves.fit(vm, options),
+      log,
+    });
     this.relay = new RelayService({
       store,
       events: this.events,
@@ -276,7 +291,7 @@ export class Cloudlet implements AsyncDisposable {
 
   async #recover(): Promise<void> {
     const paths = this.#paths;
-    for (const each of [paths.images, paths.vms, paths.snapshots])
+    for (const each of [paths.images, paths.vms, paths.snapshots, paths.escrows])
       await mkdir(each, { recursive: true, mode: 0o700 });
     await this.images.recover();
     await this.#kept.recover();

@@ -13,6 +13,8 @@ export interface Paths {
   captures: string;
   /** What stayed behind of the memory of VMs that have left. */
   kept: string;
+  /** What this cloudlet holds for VMs of others, as their custodian. */
+  escrows: string;
 }
 
 export function statePaths(root: string): Paths {
@@ -26,5 +28,6 @@ export function statePaths(root: string): Paths {
     snapshot: (id) => under('snapshots', id),
     captures: under('captures'),
     kept: under('kept'),
+    escrows: under('escrows'),
   };
 }

@@ -5,6 +5,7 @@ export const linkPurposes = [
   'viper-image/1',
   'viper-snapshot/1',
   'viper-relay/1',
+  'viper-escrow/1',
 ] as const;
 
 export type LinkPurpose = (typeof linkPurposes)[number];

@@ -1,11 +1,15 @@
 /** The destination's driver where it needs no QEMU: what a repeated message meets. */
 import assert from 'node:assert/strict';
 import { PassThrough } from 'node:stream';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
+import { newId } from '../model/ids.ts';
 import type { VmToMove } from '../model/migration.ts';
+import { newKey } from '../relay/index.ts';
+import { BlockTable } from '../stream/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import { DestinationMigration } from './destination.ts';
 import type { Problem, Ticket, ToSource } from './protocol.ts';
+import { Manifest } from './relayed/manifest.ts';
 
 const vm = { id: 'one', epoch: 1 } as VmToMove;
 const options = {
@@ -138,4 +142,108 @@ test('a ticket that nobody came with in time is good for nothing, and what waite
     code: 'forbidden',
   });
   assert.ok(isGone);
+});
+
+/** As a daemon finds it whose host was started anew while the VM merged; `isThere`: its QEMU lives, and has all of it. */
+function merging(context: TestContext, { isThere = false, claimedBy = 0, answers = true } = {}) {
+  const division = {
+    migrationId: newId(),
+    key: newKey(),
+    group: 'ab'.repeat(32),
+    relays: [newId()],
+    replicas: 1,
+    partPages: 8,
+  };
+  const table = new BlockTable([{ name: 'pc.ram', sizeBytes: 4096 }]);
+  const manifest = new Manifest(division, { sectionId: 2, table });
+  const seen = {
+    sent: [] as ToSource[],
+    told: [] as string[],
+    asked: [] as boolean[],
+    released: 0,
+    discarded: 0,
+  };
+  const epoch = claimedBy > 0 ? claimedBy : undefined;
+  const status = async () => ({ status: isThere ? 'completed' : 'none', running: true });
+  const machine = {
+    qmp: { state: 'ready', execute: status, onEvent: () => () => {} },
+    exited: new Promise(() => {}),
+    kill: async () => {},
+    paths: { qmp: '/nowhere/qmp.sock', incoming: '/nowhere/incoming.sock' },
+  } as unknown as Machine;
+  const migration = new DestinationMigration({
+    vm,
+    options: { ...options, engine: 'relayed', mode: 'postcopy', storage: 'shared' },
+    state: { name: 'merging', epoch: 2 },
+    machine: isThere ? machine : null,
+    retryMs: 5,
+    surroundings: {
+      journal: { append: () => {} },
+      send: async (message) => void seen.sent.push(message),
+      check: async () => [],
+      make: () => assert.fail('it is made already'),
+      discard: async () => void seen.discarded++,
+      onFailure: (error) => assert.fail(error),
+      merging: {
+        openRelay: () => Promise.reject(new Error('away')),
+        readManifest: async () => manifest.toBytes(),
+        writeManifest: async () => {},
+        removeManifest: async () => {},
+        tellOperator: (message) => seen.told.push(message),
+        escrow: {
+          deposit: () => assert.fail('it is there already'),
+          ask: async (isGone) => {
+            seen.asked.push(isGone);
+            return epoch;
+          },
+          release: () => {
+            seen.released += 1;
+            return answers ? Promise.resolve(epoch) : new Promise(() => {});
+          },
+        },
+      },
+    },
+  });
+  context.after(() => migration.stop());
+  return { migration, seen };
+}
+
+test('a VM that is whole counts as such when its custodian has given it up, or an operator says that it is gone', async (context) => {
+  const { migration, seen } = merging(context, { isThere: true });
+  await migration.restart();
+  assert.deepEqual([migration.state.name, seen.released], ['settled', 1]);
+  const alone = merging(context, { isThere: true, answers: false });
+  void alone.migration.restart();
+  while (alone.seen.released === 0) await new Promise(setImmediate);
+  assert.equal(alone.migration.state.name, 'merging');
+  await alone.migration.claim('the custodian burnt down');
+  await alone.migration.waitFor(({ name }) => name === 'settled');
+});
+
+test('a VM that was claimed at its custodian is yielded, however much of it is here', async (context) => {
+  for (const isThere of [true, false]) {
+    const { migration, seen } = merging(context, { isThere, claimedBy: 5 });
+    void migration.restart();
+    const state = await migration.waitFor(({ name }) => name === 'yielded');
+    assert.equal('epoch' in state && state.epoch, 5);
+    assert.equal(seen.discarded, 1);
+    // A source that still waits for somebody to serve hears that nobody does.
+    await migration.receive({ name: 'commit', epoch: 2 });
+    assert.deepEqual(seen.sent.at(-1), { name: 'running', epoch: 5, complete: true });
+    await migration.receive({ name: 'done' });
+    assert.equal(migration.state.name, 'absent');
+  }
+});
+
+test('a VM that ended while the daemon was away may go on elsewhere, until an operator gives that up', async (context) => {
+  const { migration, seen } = merging(context);
+  await migration.restart();
+  assert.equal(migration.state.name, 'merging');
+  assert.match(seen.told.join(), /The VM has ended before all of its memory was here/);
+  while (seen.asked.length < 2) await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.deepEqual([...new Set(seen.asked)], [true], 'the custodian hears that nobody runs it here');
+  assert.equal(seen.released, 0);
+  await migration.claim('start it from its disk');
+  await migration.waitFor(({ name }) => name === 'settled');
+  assert.equal(seen.released, 1);
 });

@@ -81,8 +81,11 @@ export interface DestinationSurroundings {
 export interface Escrow {
   /** Resolves when it is held there; tries until then. */
   deposit: (manifest: Manifest, whole: WholeStream, signal: AbortSignal) => Promise<void>;
-  /** The epoch by which it runs the VM itself; `undefined` if it does not, or does not answer. */
-  ask: (signal: AbortSignal) => Promise<number | undefined>;
+  /**
+   * The epoch by which it runs the VM itself; `undefined` if it does not, or does not answer. `isGone`: nobody runs it
+   * here.
+   */
+  ask: (isGone: boolean) => Promise<number | undefined>;
   /** As `ask`, and from `undefined` on it never will. Tries until it is answered. */
   release: (signal: AbortSignal) => Promise<number | undefined>;
 }
@@ -422,7 +425,7 @@ export class DestinationMigration {
     if (!escrow || this.#isAsking || !this.#isOurs) return;
     this.#isAsking = true;
     try {
-      const epoch = await escrow.ask(this.#abort.signal);
+      const epoch = await escrow.ask(this.#isUndecided);
       if (epoch !== undefined) this.#tell({ name: 'claimed', epoch });
     } finally {
       this.#isAsking = false;

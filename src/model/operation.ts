@@ -12,6 +12,7 @@ export const operationKinds = [
   'vm.clone',
   'vm.delete',
   'vm.migrate',
+  'vm.claim',
   'cloudlet.drain',
   'snapshot.create',
   'snapshot.push',

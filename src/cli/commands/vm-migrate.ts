@@ -7,7 +7,7 @@ import { type MigrateVm, type MigrationPlan, ViperError } from '../../sdk/client
 import { UsageError } from '../failures.ts';
 import { followMerge, followOperation, summaryOf } from '../follow-migration.ts';
 import { formatBitRate, formatDuration } from '../output.ts';
-import { addLongWorkOptions, type LongWorkOptions } from '../progress.ts';
+import { addLongWorkOptions, follow, type LongWorkOptions } from '../progress.ts';
 import { addCommand, type Session, withSession } from '../session.ts';
 import { parseBitRate, parseCount, parseDuration } from '../values.ts';
 
@@ -23,6 +23,7 @@ interface MigrateOptions extends LongWorkOptions {
   engine?: (typeof engines)[number];
   relays?: string;
   replicas?: number;
+  custodian?: string;
   downtime?: number;
   bandwidth?: number;
   autoConverge?: true;
@@ -60,6 +61,10 @@ export function addVmMigrateCommands(vm: Command): void {
       'relayed: names of those that may hold memory, such as a,b (all that lend some)',
     )
     .option('--replicas <number>', 'relayed: how many hold each part (2 if absent)', parseCount)
+    .option(
+      '--custodian <peer>',
+      'relayed: a third cloudlet that may go on with the VM, if the other one is lost before it has all of it',
+    )
     .addOption(
       new Option(
         '--storage <storage>',
@@ -89,14 +94,27 @@ export function addVmMigrateCommands(vm: Command): void {
     vm,
     'claim <vm>',
     'say that this cloudlet owns a VM whose migration hangs because the other one is gone',
-    'viper vm claim web --reason "edge2 burnt down" --force',
+    'viper vm claim web --reason "edge2 burnt down" --force\n' +
+      'viper vm claim web --from MIGRATION --reason "edge2 burnt down" --force',
   )
+    .option(
+      '--from <migration>',
+      'go on with a VM that this cloudlet is the custodian of (viper escrow list), as it left its source',
+    )
     .requiredOption('--reason <text>', 'for the audit')
     .option('-f, --force', 'you have made sure that the other cloudlet will not run it')
     .action(
-      withSession(async (session, name: string, { reason, force }: { reason: string; force?: true }) => {
-        if (!force) throw new UsageError(dangerOfClaim(name));
+      withSession(async (session, name: string, { reason, force, from }: ClaimOptions) => {
+        if (!force) throw new UsageError(from ? dangerOfRescue(name) : dangerOfClaim(name));
         const { viper, output, signal } = session;
+        if (from) {
+          const body = { vm: name, reason };
+          const operation = await viper.claimEscrow({ params: { migration: from }, body, signal });
+          const ended = await follow(session, operation);
+          return output.show(ended, () =>
+            output.say(`VM ${name} belongs to this cloudlet, and is as it left its source.`),
+          );
+        }
         const claimed = await viper.claimVm({ params: { vm: name }, body: { reason }, signal });
         output.show(claimed, () =>
           output.say(`VM ${name} belongs to this cloudlet, and is ${claimed.state}.`),
@@ -104,6 +122,17 @@ export function addVmMigrateCommands(vm: Command): void {
       }),
     );
 }
+
+interface ClaimOptions {
+  reason: string;
+  force?: true;
+  from?: string;
+}
+
+const dangerOfRescue = (name: string): string =>
+  `Not claimed: if the other cloudlet still runs VM '${name}', there are two of it until it hears of this.\n` +
+  '  What the VM did since it left its source, also on its disk, is gone when it goes on here.\n' +
+  '  Make sure first that the other cloudlet is gone for good, or that its QEMU is ended; then repeat with --force.';
 
 const dangerOfClaim = (name: string): string =>
   `Not claimed: if the other cloudlet runs VM '${name}' too, or ever starts it again, there are two of it, ` +
@@ -115,7 +144,7 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
   const { viper, output, signal } = session;
   const { to, mode, storage, channels, engine, downtime, bandwidth, autoConverge, continuity, device } =
     options;
-  const { relays, replicas } = options;
+  const { relays, replicas, custodian } = options;
   const limits: NonNullable<MigrateVm['limits']> = {
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),
     ...(bandwidth === undefined ? {} : { bandwidthBps: bandwidth }),
@@ -129,6 +158,7 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
     ...(engine ? { engine } : {}),
     ...(relays ? { relays: relays.split(',') } : {}),
     ...(replicas === undefined ? {} : { replicas }),
+    ...(custodian ? { custodian } : {}),
     ...(continuity ? { continuity } : {}),
     ...(device ? { device } : {}),
     ...(Object.keys(limits).length > 0 ? { limits } : {}),

@@ -1,3 +1,4 @@
+import { Type } from 'typebox';
 import type { OperationName } from '../endpoints.ts';
 import * as schema from '../schemas.ts';
 import { object, onVm, page, type Route, vm } from './route.ts';
@@ -109,6 +110,46 @@ export const migrationRoutes = {
     params: migration,
     body: schema.MigrationMessage,
     status: 204,
+    errors: [],
+  },
+  listEscrows: {
+    summary:
+      'VMs of others that this cloudlet may go on with, if their destinations are lost before they are whole',
+    tag: 'migrations',
+    access: 'read',
+    status: 200,
+    reply: schema.EscrowList,
+    errors: [],
+  },
+  claimEscrow: {
+    summary:
+      'Say as an operator that the destination of a VM is gone for good: the VM goes on here, as it left its source. ' +
+      'What it did since, also on its disk, is lost',
+    tag: 'migrations',
+    access: 'admin',
+    params: migration,
+    body: schema.ClaimEscrow,
+    status: 202,
+    reply: schema.Operation,
+    errors: ['not_found', 'wrong_state', 'too_many'],
+  },
+  getEscrowOwner: {
+    summary: 'Asked by the destination: is the VM still its own',
+    tag: 'migrations',
+    access: 'peer',
+    params: migration,
+    query: object({ gone: Type.Boolean({ description: 'Nobody runs it there.' }) }),
+    status: 200,
+    reply: schema.EscrowOwner,
+    errors: [],
+  },
+  releaseEscrow: {
+    summary: 'Asked by the destination: the VM is its own for good, unless it was claimed before',
+    tag: 'migrations',
+    access: 'peer',
+    params: migration,
+    status: 200,
+    reply: schema.EscrowOwner,
     errors: [],
   },
 } as const satisfies Partial<Record<OperationName, Route>>;

@@ -38,6 +38,7 @@ export const MigrationOptions = Exact({
     Exact({
       relays: Type.Array(Exact({ id: Uuid, name: Name }), { maxItems: 32 }),
       replicas: Type.Integer({ minimum: 1, maximum: 4 }),
+      custodian: Type.Optional(Exact({ id: Uuid, name: Name })),
     }),
   ),
 });
@@ -90,6 +91,14 @@ export const MigrateVm = Body(
         description: 'With `relayed`: how many peers hold each part.',
       }),
     ),
+    custodian: Type.Optional(
+      Type.String({
+        pattern: '^[a-z0-9][a-z0-9-]{0,62}$',
+        description:
+          'Name or id of a third peer that may go on with the VM, if the destination is lost before the VM is whole. ' +
+          'Wants a disk on shared storage, and the engine `relayed`.',
+      }),
+    ),
     continuity: Type.Optional(Continuity),
     device: Type.Optional(
       Type.String({
@@ -140,6 +149,35 @@ export const VmToMove = Exact({
   attachment: Type.Optional(Attachment),
   continuity: Type.Optional(Continuity),
 });
+/** What the custodian of a VM has to know of it. */
+export const EscrowFacts = Exact({
+  vm: VmToMove,
+  epoch: Type.Integer({ minimum: 1 }),
+  diskMark: Type.String({ pattern: '^viper-[0-9a-f-]{36}$' }),
+});
+export const EscrowOwner = Exact({
+  claimed: Type.Boolean({ description: 'The custodian runs the VM, by this epoch, or is about to.' }),
+  epoch: Type.Optional(Type.Integer({ minimum: 1 })),
+});
+export const Escrow = Exact({
+  migrationId: Uuid,
+  vm: Exact({ id: Uuid, name: Name }),
+  from: Exact({ id: Uuid, name: Type.String({ description: 'The destination, which runs the VM.' }) }),
+  memoryBytes: Bytes,
+  state: OneOf(
+    ['held', 'claimed', 'run'],
+    '`held`: it may be claimed; `claimed`: it is ours, and has not run yet; `run`: it has.',
+  ),
+  createdAt: Time,
+});
+export const EscrowList = Exact({ items: Type.Array(Escrow) });
+export const ClaimEscrow = Body(
+  { vm: 'web', reason: 'edge2 burnt down' },
+  {
+    vm: Type.String({ maxLength: 64, description: 'Its name or id, so that a wrong migration is noticed.' }),
+    reason: ClaimVm.properties.reason,
+  },
+);
 export const CheckMigration = Exact({
   vm: VmToMove,
   options: MigrationOptions,

@@ -197,10 +197,11 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
   await app.listen({ host: options.host, port: options.port });
   const link = attachLink(app.server as Server, {
     identify: cloudlet.fleet.identify,
-    accept: (request) =>
-      request.purpose === linkPurposes.relay
-        ? cloudlet.relay.accept(request)
-        : cloudlet.migrations.halves.acceptSession(request),
+    accept: (request) => {
+      if (request.purpose === linkPurposes.relay) return cloudlet.relay.accept(request);
+      if (request.purpose === linkPurposes.escrow) return cloudlet.escrows.accept(request);
+      return cloudlet.migrations.halves.acceptSession(request);
+    },
   });
   const address = app.server.address();
   const port = typeof address === 'object' && address ? address.port : options.port;

@@ -3,11 +3,14 @@
 import { setImmediate, setTimeout as sleep } from 'node:timers/promises';
 import { DestinationMigration, type SilentQemu } from '../../migration/destination.ts';
 import { isDestinationOver } from '../../migration/destination-machine.ts';
+import { diskMarkOf, unmarkDisk } from '../../migration/disk-mark.ts';
 import type { Merged, Problem } from '../../migration/protocol.ts';
+import { removeDiskSnapshot } from '../../vm/disk-snapshot.ts';
 import { vmOfSets } from '../references/reference-sets.ts';
 import type { Managed } from '../vms/registry.ts';
 import { CostMeter } from './cost-meter.ts';
 import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing } from './doubt.ts';
+import { escrowAt } from './escrow-client.ts';
 import { type HalfParts, narrate } from './half.ts';
 import { InTouch } from './in-touch.ts';
 import { ManifestFile } from './manifest-file.ts';
@@ -16,6 +19,7 @@ import type { DestinationRecord } from './record.ts';
 /** To sort the digests of all pages into an index. */
 const rememberTimeoutMs = 120_000;
 const rememberAfterMs = 1000;
+const unmarkTimeoutMs = 30_000;
 /** To make the disk and start a QEMU. */
 const makeTimeoutMs = 120_000;
 
@@ -102,6 +106,20 @@ export function makeDestination(
     });
   };
 
+  const { custodian } = options.relayed ?? {};
+  const diskMark = diskMarkOf(id);
+  /** Nobody will go back to it any more. What is left of it takes room and does no harm. */
+  const unmark = async (): Promise<void> => {
+    const qmp = arriving?.machine?.qmp;
+    const removing =
+      qmp?.state === 'ready'
+        ? unmarkDisk(qmp, diskMark)
+        : removeDiskSnapshot(runner.diskOf(vm), diskMark, AbortSignal.timeout(unmarkTimeoutMs));
+    await removing.catch((error) =>
+      parts.log.warn({ err: error, vmId: vm.id }, 'a snapshot stays in its disk'),
+    );
+  };
+
   const migration: DestinationMigration = new DestinationMigration({
     vm,
     options,
@@ -144,8 +162,20 @@ export function makeDestination(
         openRelay: (relay, group) => peers.openRelay(relay, id, group),
         readManifest: () => manifest.read(),
         writeManifest: (bytes) => manifest.write(bytes),
-        removeManifest: () => manifest.remove(),
+        removeManifest: async () => {
+          await manifest.remove();
+          if (custodian) await unmark();
+        },
         tellOperator: (message) => tell.attention(message),
+        escrow:
+          custodian &&
+          escrowAt({
+            migrationId: id,
+            custodian,
+            peers,
+            facts: () => ({ vm, epoch: vm.epoch + 1, diskMark }),
+            tell: { ...tell, attention: (message) => tell.attention(message, { passing: true }) },
+          }),
       },
       discard: async () => {
         if (arriving && registry.holds(arriving)) await vms.forget(arriving);

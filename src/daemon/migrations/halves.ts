@@ -65,7 +65,7 @@ export class Halves {
     const { id, vm } = record;
     if (found && !silent) found.operationId = id;
     const hooks = {
-      check: async () => (await this.#fit(vm, record.options)).problems,
+      check: async () => (await this.fit(vm, record.options)).problems,
       onOver: () => void this.incoming.delete(id),
     };
     const migration = makeDestination(this.#options, record, { found, silent }, hooks);
@@ -77,7 +77,7 @@ export class Halves {
   async check(body: Static<typeof schemas.CheckMigration>): Promise<Static<typeof schemas.MigrationCheck>> {
     // The question was on its way for a part of the difference.
     const clock = { offsetMs: Date.now() - Date.parse(body.sentAt), uncertaintyMs: questionMs };
-    const { problems, imageToSend } = await this.#fit(body.vm, body.options, body, clock);
+    const { problems, imageToSend } = await this.fit(body.vm, body.options, body, clock);
     const { references, runner } = this.#options;
     const sets = await references.setsFor(vmOfSets(body.vm, body.options, (vm) => runner.diskOf(vm)));
     const { canPostcopy } = (await runner.facts()).qemu;
@@ -85,7 +85,7 @@ export class Halves {
   }
 
   /** Without the source's word its QEMU and its clock count as ours. */
-  async #fit(
+  async fit(
     vm: VmToMove,
     options: MigrationOptions,
     told: { qemuVersion?: string; missingCpuFeatures?: string[] } = {},

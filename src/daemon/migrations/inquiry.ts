@@ -8,7 +8,8 @@ import { chooseEngine, type EngineChoice, modeFor } from '../../migration/engine
 import { missingCpuFeaturesOf } from '../../migration/preflight.ts';
 import type { Problem } from '../../migration/protocol.ts';
 import { AppError } from '../../model/errors.ts';
-import { newId } from '../../model/ids.ts';
+import type { Peer } from '../../model/fleet.ts';
+import { newId, type Uuid } from '../../model/ids.ts';
 import type { MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
 import type { Fleet } from '../fleet.ts';
 import { vmOfSets } from '../references/reference-sets.ts';
@@ -16,6 +17,7 @@ import type { Store } from '../store/index.ts';
 import type { Managed } from '../vms/registry.ts';
 import { linkBpsOf, uplinkBpsOf } from './forecast.ts';
 import type { HalfParts } from './half.ts';
+import type { PeerSide } from './peer-side.ts';
 import { chooseRelays, defaultReplicas } from './relays.ts';
 
 type MigrateVm = Static<typeof schemas.MigrateVm>;
@@ -50,11 +52,12 @@ export class Inquiry {
     registry.require(managed, 'migrate');
     const peer = this.#options.peers.find(request.to);
     const wantedRelays = request.relays?.map((relay) => this.#options.peers.find(relay));
+    const custodian = custodianOf(request, peer, this.#options.peers);
     const id = newId();
     const host = await runner.facts();
     const ask = async (storage: MigrationOptions['storage']) => {
       const vm = await this.#vmToMove(managed, storage);
-      const { mode, engine: wanted = 'auto' } = request;
+      const { mode, engine: wanted = custodian ? 'relayed' : 'auto' } = request;
       // For the checks it makes no difference which engine it will be; a mode that is left to us is one that works there.
       const asPlanned = optionsOf(request, storage, { engine: 'direct', mode: mode ?? 'precopy' });
       const sentAt = new Date().toISOString();
@@ -90,6 +93,7 @@ export class Inquiry {
           ? await chooseRelays(this.#options.fleet, {
               wanted: wantedRelays,
               destination: peer,
+              custodian,
               replicas: request.replicas ?? defaultReplicas,
             })
           : undefined;
@@ -102,7 +106,9 @@ export class Inquiry {
         ...(isRelayed ? { relayed: found.relayed } : {}),
       };
       const ofRelays = isRelayed ? found.problems : [];
-      const problems = [...answer.problems, ...this.#problemsHere(vm, answer.hasImage), ...ofRelays];
+      const ofCustodian = custodian ? await this.#problemsAt(custodian, id, question) : [];
+      const here = this.#problemsHere(vm, answer.hasImage);
+      const problems = [...answer.problems, ...here, ...ofRelays, ...ofCustodian];
       return { id, managed, peer, vm, options, choice, rttMs, hasImage: answer.hasImage, problems };
     };
     const wanted = request.storage ?? 'auto';
@@ -117,6 +123,25 @@ export class Inquiry {
     if (hasImage || !wholeDisk || this.#options.store.images.get(image.digest)) return [];
     const message = `Neither side has the image ${image.digest}, which the disk there would stand on: import it`;
     return [{ field: 'image', value: image.digest, wanted: 'an image that one side has', message }];
+  }
+
+  /** Why a third cloudlet could not go on with the VM. */
+  async #problemsAt(
+    custodian: Peer,
+    id: Uuid,
+    question: Parameters<PeerSide['check']>[2],
+  ): Promise<Problem[]> {
+    if (question.options.storage !== 'shared') {
+      const message = `${custodian.name} could not go on with the VM: its disk is not on storage that both have`;
+      return [{ field: 'custodian', value: custodian.name, wanted: 'a disk on shared storage', message }];
+    }
+    const sentAt = new Date().toISOString();
+    const { problems } = await this.#options.peers.check(custodian, id, { ...question, sentAt });
+    return problems.map((problem) => ({
+      ...problem,
+      field: `custodian.${problem.field}`,
+      message: `At ${custodian.name}, its custodian: ${problem.message}`,
+    }));
   }
 
   async #vmToMove({ record, stalled }: Managed, storage: MigrationOptions['storage']): Promise<VmToMove> {
@@ -141,6 +166,31 @@ export class Inquiry {
       ...(record.continuity ? { continuity: record.continuity } : {}),
     };
   }
+}
+
+/** The third peer that may go on with the VM, if one is wanted. */
+function custodianOf(
+  { custodian, engine = 'relayed', relays }: MigrateVm,
+  destination: Peer,
+  peers: Pick<PeerSide, 'find'>,
+): Peer | undefined {
+  if (custodian === undefined) return undefined;
+  const found = peers.find(custodian);
+  const isRelay = relays?.some((relay) => relay === found.id || relay === found.name) ?? false;
+  if (engine === 'relayed' && found.id !== destination.id && !isRelay) return found;
+  throw new AppError(
+    'invalid_request',
+    `Migrate VM: the custodian is ${custodian}, with the engine ${engine}`,
+    {
+      problems: [
+        {
+          field: 'body.custodian',
+          value: custodian,
+          wanted: 'a peer that is neither the destination nor a relay, with the engine relayed',
+        },
+      ],
+    },
+  );
 }
 
 const unknownImage = (digest: string): VmToMove['image'] => ({

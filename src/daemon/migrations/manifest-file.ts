@@ -6,10 +6,10 @@ export class ManifestFile {
   readonly #directory: string;
   readonly #file: string;
 
-  /** `directory`: the VM's. */
-  constructor(directory: string) {
+  /** `directory`: the VM's, or that of the escrows. It must be there when something is written. */
+  constructor(directory: string, name = 'manifest') {
     this.#directory = directory;
-    this.#file = path.join(directory, 'manifest');
+    this.#file = path.join(directory, name);
   }
 
   async read(): Promise<Buffer | undefined> {

@@ -30,6 +30,7 @@ export const linkPurposes = {
   image: 'viper-image/1',
   relay: 'viper-relay/1',
   snapshot: 'viper-snapshot/1',
+  escrow: 'viper-escrow/1',
 } as const;
 
 export class PeerSide {
@@ -80,6 +81,24 @@ export class PeerSide {
       json: message,
       timeoutMs: messageTimeoutMs,
     });
+  }
+
+  /** Whose a VM is that the custodian may go on with; `release`: and from then on it is ours, unless it was claimed. */
+  async askCustodian(
+    custodianId: Uuid,
+    id: Uuid,
+    what: 'release' | { isGone: boolean },
+  ): Promise<Static<typeof schemas.EscrowOwner>> {
+    const isRelease = what === 'release';
+    const query = isRelease ? '' : `?gone=${what.isGone}`;
+    const answer = await this.#fleet.client.fetch(this.find(custodianId), `/v1/escrows/${id}/owner${query}`, {
+      method: isRelease ? 'DELETE' : 'GET',
+      timeoutMs: messageTimeoutMs,
+    });
+    const { claimed, epoch } = (answer ?? {}) as Partial<Static<typeof schemas.EscrowOwner>>;
+    if (claimed === false) return { claimed };
+    if (claimed === true && Number.isSafeInteger(epoch)) return { claimed, epoch: epoch! };
+    throw new AppError('peer_unreachable', 'The custodian did not say whose the VM is', { custodianId });
   }
 
   /**

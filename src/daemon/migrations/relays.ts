@@ -23,10 +23,18 @@ export async function chooseRelays(
   {
     wanted,
     destination,
+    custodian,
     replicas,
-  }: { wanted: readonly Peer[] | undefined; destination: Peer; replicas: number },
+  }: {
+    wanted: readonly Peer[] | undefined;
+    destination: Peer;
+    /** It has the key, so it must not have the pages as well. */
+    custodian?: Peer | undefined;
+    replicas: number;
+  },
 ): Promise<RelayChoice> {
-  const asked = (wanted ?? fleet.peers()).filter(({ id }) => id !== destination.id);
+  const others = [destination.id, custodian?.id];
+  const asked = (wanted ?? fleet.peers()).filter(({ id }) => !others.includes(id));
   const answers = await Promise.all(
     asked.map(async (peer) => ({ peer, freeBytes: await lentBytesOf(fleet, peer).catch(() => 0) })),
   );
@@ -46,7 +54,8 @@ export async function chooseRelays(
             message: `Of ${asked.length} peers ${relays.length} lend memory now, and each part is to be held by ${replicas}`,
           },
         ];
-  return { relayed: { relays, replicas }, problems };
+  const kept = custodian && { custodian: { id: custodian.id, name: custodian.name } };
+  return { relayed: { relays, replicas, ...kept }, problems };
 }
 
 /** What the peer would hold now. */

@@ -4,6 +4,7 @@ import { CredentialRepository } from './credentials.ts';
 import { Database } from './database.ts';
 import { DecisionRepository } from './decisions.ts';
 import { DeviceRepository } from './devices.ts';
+import { EscrowRepository } from './escrows.ts';
 import { EventRepository } from './events.ts';
 import { HandoffRepository } from './handoffs.ts';
 import { ImageRepository } from './images.ts';
@@ -39,6 +40,7 @@ export class Store implements Disposable {
   readonly joinTokens: JoinTokenRepository;
   readonly peers: PeerRepository;
   readonly migrations: MigrationRepository;
+  readonly escrows: EscrowRepository;
   readonly leases: LeaseRepository;
   readonly handoffs: HandoffRepository;
   readonly neighbours: NeighbourRepository;
@@ -57,6 +59,7 @@ export class Store implements Disposable {
     this.snapshots = new SnapshotRepository(database);
     this.operations = new OperationRepository(database);
     this.migrations = new MigrationRepository(database);
+    this.escrows = new EscrowRepository(database);
     this.leases = new LeaseRepository(database);
     this.handoffs = new HandoffRepository(database);
     this.meta = new MetaRepository(database);

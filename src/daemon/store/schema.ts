@@ -201,4 +201,14 @@ export const migrations: readonly Migration[] = [
       CREATE INDEX migrations_by_vm ON migrations (vm_id, created_at);
     `,
   },
+  {
+    name: 'escrows',
+    sql: `
+      CREATE TABLE escrows (
+        migration_id TEXT PRIMARY KEY,
+        created_at TEXT NOT NULL,
+        record TEXT NOT NULL
+      ) STRICT, WITHOUT ROWID;
+    `,
+  },
 ];

@@ -13,9 +13,13 @@ type Names =
   | 'prepareNetwork'
   | 'turnNetwork'
   | 'giveBackNetwork'
-  | 'tellMigration';
+  | 'tellMigration'
+  | 'listEscrows'
+  | 'claimEscrow'
+  | 'getEscrowOwner'
+  | 'releaseEscrow';
 
-export const migrationHandlers = ({ migrations, networks, vms }: Cloudlet): Handlers<Names> => ({
+export const migrationHandlers = ({ migrations, networks, vms, escrows }: Cloudlet): Handlers<Names> => ({
   migrateVm: ({ params, body }) => migrations.start(params.vm, body),
   planMigration: ({ params, body }) => migrations.plan(params.vm, body),
   claimVm: async ({ params, body, caller }) => {
@@ -39,4 +43,8 @@ export const migrationHandlers = ({ migrations, networks, vms }: Cloudlet): Hand
     migrations.halves.tell(params.migration, body as Message, caller!);
     return undefined;
   },
+  listEscrows: () => escrows.list(),
+  claimEscrow: ({ params, body, caller }) => escrows.claim(params.migration, body, caller!),
+  getEscrowOwner: ({ params, query, caller }) => escrows.owner(params.migration, query.gone, caller!),
+  releaseEscrow: ({ params, caller }) => escrows.release(params.migration, caller!),
 });
