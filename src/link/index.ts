@@ -11,6 +11,7 @@ export { defaultLimits, type LinkLimits } from './limits.ts';
 export { connectEarly, type OpenSessionOptions, openSession } from './open-session.ts';
 export { type LinkPurpose, linkPurposes, serverAlpnProtocols } from './purposes.ts';
 export { RateLimiter } from './rate-limiter.ts';
+export { readInto } from './read-into.ts';
 export type { SharedLimits } from './sender.ts';
 export type { Session, SessionFacts, SessionStats } from './session.ts';
 export type { AcceptedSession, AcceptSession, SessionRequest } from './session-table.ts';

@@ -37,6 +37,53 @@ test('blocks are read in the order asked for, whatever it is', async () => {
   );
 });
 
+test('blocks that lie close together are read at once, and one reader gives one after the other', async () => {
+  const reads: number[] = [];
+  const disk = content(1000 * blockBytes);
+  await using reader = contentReader({
+    ...disk,
+    async read(offset, into) {
+      reads.push(offset / blockBytes);
+      await disk.read(offset, into);
+    },
+  });
+  for (const asked of [
+    [7, 5, 500, 6, 9],
+    [501, 12, 501],
+  ]) {
+    const bytes = await reader.read(Uint32Array.from(asked));
+    assert.deepEqual(
+      asked.map((_, i) => bytes.readUInt32LE(i * blockBytes)),
+      asked,
+    );
+  }
+  assert.deepEqual(reads, [5, 500, 12, 501]);
+});
+
+test('what a read that failed has left behind is not in the next one', async () => {
+  const late = Promise.withResolvers<void>();
+  let isBad = true;
+  const disk = content(1000 * blockBytes);
+  await using reader = contentReader({
+    ...disk,
+    async read(offset, into) {
+      if (isBad && offset === 0) throw new Error('the first block is bad');
+      if (isBad) {
+        await late.promise;
+        into.fill(0xee);
+        return;
+      }
+      await disk.read(offset, into);
+    },
+  });
+  await assert.rejects(reader.read(Uint32Array.of(0, 900)), /the first block is bad/);
+  isBad = false;
+  const bytes = await reader.read(Uint32Array.of(1, 900));
+  late.resolve();
+  await new Promise(setImmediate);
+  assert.deepEqual([bytes.readUInt32LE(0), bytes.readUInt32LE(blockBytes)], [1, 900]);
+});
+
 test('a block that the set does not have is refused by its number', async () => {
   await using reader = contentReader(content(1000 * blockBytes + 512));
   assert.equal(reader.blockCount, 1000);

@@ -29,8 +29,9 @@ export interface BlockReader extends AsyncDisposable {
   /** Numbers run from 0 to one less than this. */
   readonly blockCount: number;
   /**
-   * The content of these blocks in the order asked for, 4 KiB each. Consecutive numbers are read at once. Throws
-   * `invalid_request` for a number out of range; `image_corrupt` where the file does not have the block.
+   * The content of these blocks in the order asked for, 4 KiB each; valid until the next call, of which one is made at
+   * a time. What lies close together is read at once. Throws `invalid_request` for a number out of range;
+   * `image_corrupt` where the file does not have the block.
    */
   read(blocks: Uint32Array): Promise<Buffer>;
 }

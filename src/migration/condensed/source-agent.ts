@@ -42,6 +42,7 @@ import { isShallow } from './in-flight.ts';
 import { Outbox } from './outbox.ts';
 import { PageBatch } from './page-batch.ts';
 import { PageSet } from './page-set.ts';
+import { bytesFrom } from './qemu-bytes.ts';
 
 export interface SourceAgentOptions {
   /** QEMU's stream; missing when a post-copy is resumed, for which the memory alone is needed. */
@@ -346,7 +347,7 @@ export class SourceAgent {
       tail: (bytes) => this.#tail.push(Buffer.from(bytes)),
     });
     let isPlain = false;
-    for await (const bytes of qemu) {
+    for await (const bytes of bytesFrom(qemu)) {
       if (this.#isDrainWanted && this.#state === 'copying' && !isPlain) await this.#beginToDrain();
       else if (this.isBehind && !isPlain) await this.#firstRound;
       if (bytes.length >= busyBytes) this.#busyAt = performance.now();
@@ -380,8 +381,8 @@ export class SourceAgent {
   }
 
   /** True when the stream goes on as it is, since it holds what we do not know. */
-  #parse(parser: StreamParser, bytes: Buffer): boolean {
-    this.#preamble?.push(bytes);
+  #parse(parser: StreamParser, bytes: Uint8Array): boolean {
+    this.#preamble?.push(Buffer.from(bytes));
     try {
       parser.push(bytes);
       return false;
