@@ -16,9 +16,21 @@ export const statsOf = (link: Writable): SessionStats | undefined =>
   'stats' in link ? (link.stats as SessionStats) : undefined;
 
 export function isShallow(link: Writable): boolean {
+  return holdsNoMore(link, statsOf(link)?.deliveryRateBps ?? 0, slackMs);
+}
+
+/**
+ * No more is under way than the path itself holds at `rateBps`, so that what is written next stands behind nothing. A link
+ * that is held so is not full, since acknowledgements take their time, and measures less than it carries.
+ */
+export function isClear(link: Writable, rateBps: number): boolean {
+  return holdsNoMore(link, rateBps, 0);
+}
+
+function holdsNoMore(link: Writable, rateBps: number, beyondMs: number): boolean {
   const stats = statsOf(link);
   if (!stats) return true;
-  const { unacknowledgedBytes, unsentBytes, deliveryRateBps, leastRttMs } = stats;
-  const filledBytes = (deliveryRateBps / 8000) * ((leastRttMs ?? 0) + slackMs);
+  const { unacknowledgedBytes, unsentBytes, leastRttMs } = stats;
+  const filledBytes = (rateBps / 8000) * ((leastRttMs ?? 0) + beyondMs);
   return unacknowledgedBytes + unsentBytes <= Math.max(leastBytes, filledBytes);
 }

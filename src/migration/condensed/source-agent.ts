@@ -22,7 +22,6 @@ import type { Duplex, Readable } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
-import type { SessionStats } from '../../link/index.ts';
 import type { EngineStatistics } from '../../model/migration.ts';
 import { KiB, MiB } from '../../model/units.ts';
 import { digestBlocks, digestBytes, isZeroBlock, type SetIndex, type SetName } from '../../pages/index.ts';
@@ -38,7 +37,7 @@ import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, encodeWord, frame, protocolVersion } from './frames.ts';
 import type { GuestRam } from './guest-memory.ts';
 import { type AgentMode, parseOffer } from './handshake.ts';
-import { isShallow } from './in-flight.ts';
+import { isClear, isShallow, statsOf } from './in-flight.ts';
 import { Outbox } from './outbox.ts';
 import { PageBatch } from './page-batch.ts';
 import { PageSet } from './page-set.ts';
@@ -78,7 +77,9 @@ const pushPages = 64;
 const leastPushPages = 8;
 /** Of what is pushed at once on a slow link. */
 const pushMs = 20;
-/** Relayed: a guest that has asked for something lately is about to ask for more, and others can take what is left. */
+/** The same while the guest asks for one page after the other. */
+const restlessPushMs = 5;
+/** A guest that has asked for something lately is about to ask for more. */
 const calmMs = 300;
 const endMs = 400;
 const shallowPollMs = 2;
@@ -156,6 +157,7 @@ export class SourceAgent {
   /** Pages to push first, as far as they are still pending: the hottest first. */
   #warm: number[] = [];
   #warmAt = 0;
+  #isWarmDue = false;
   #nextPush = 0;
   /** Relayed, while draining: pages that nobody has read yet; that relays hold; and of them those that are stale there. */
   #fresh = new PageSet(0);
@@ -168,8 +170,9 @@ export class SourceAgent {
   #isLeaving = false;
   /** When QEMU last had much to write. */
   #busyAt = Number.NEGATIVE_INFINITY;
-  /** When the destination last asked for something. */
+  /** When the destination last asked for something, and what the link carried before it did. */
   #wantedAt = Number.NEGATIVE_INFINITY;
+  #calmRateBps = 0;
   readonly #gate = new RelayGate();
   #isEnded = false;
   /** The VM stands still, and whatever is on its way is waited for: nothing of it is held back. */
@@ -486,6 +489,7 @@ export class SourceAgent {
       this.#condenser!.enterPostcopy();
     }
     this.#state = 'serving';
+    this.#calmRateBps = statsOf(this.#options.link)?.deliveryRateBps ?? 0;
     const tail = Buffer.concat(this.#tail.splice(0));
     const missing = PageSet.fromBytes(this.#table!.pages, this.#pending.toBytes());
     missing.addAll(this.#early);
@@ -614,8 +618,7 @@ export class SourceAgent {
         await this.#wake.promise;
         this.#wake = Promise.withResolvers();
       }
-      await this.#outbox.room(1);
-      await this.#untilLinkIsShallow();
+      await this.#untilMoreMayGo();
     }
   }
 
@@ -678,8 +681,9 @@ export class SourceAgent {
   /** One that says nothing of what has arrived may be slow. */
   #isGateOpen(divider: Divider): boolean {
     const { link } = this.#options;
-    if (!('stats' in link)) return true;
-    const { sentBytes, unacknowledgedBytes } = link.stats as SessionStats;
+    const stats = statsOf(link);
+    if (!stats) return true;
+    const { sentBytes, unacknowledgedBytes } = stats;
     const directBytes = sentBytes - unacknowledgedBytes;
     return this.#gate.isOpen({ now: performance.now(), directBytes, relayedBytes: divider.placedBytes });
   }
@@ -780,34 +784,50 @@ export class SourceAgent {
   /** Fewer on a slow link. */
   get #pagesAtOnce(): number {
     const { link } = this.#options;
-    if (!('stats' in link)) return pushPages;
-    const { deliveryRateBps } = link.stats as SessionStats;
-    const pages = Math.floor(((deliveryRateBps / 8000) * pushMs) / pageBytes);
+    const stats = statsOf(link);
+    if (!stats) return pushPages;
+    const [rateBps, ms] = this.#isRestless
+      ? [this.#calmRateBps, restlessPushMs]
+      : [stats.deliveryRateBps, pushMs];
+    const pages = Math.floor(((rateBps / 8000) * ms) / pageBytes);
     return Math.min(pushPages, Math.max(leastPushPages, pages));
   }
 
   get #isGuestCalm(): boolean {
     const { divider } = this.#options;
-    const isCalm = performance.now() - this.#wantedAt > calmMs;
-    return isCalm || !divider?.hasRoom || !this.#isGateOpen(divider);
+    return !this.#isRestless || !divider?.hasRoom || !this.#isGateOpen(divider);
   }
 
   get #isLinkOpen(): boolean {
     return this.#outbox.isIdle && isShallow(this.#options.link);
   }
 
-  /** What the link holds is what a page that the guest waits for stands behind: no more than keeps it busy. */
-  async #untilLinkIsShallow(): Promise<void> {
-    while (this.#wants.length === 0 && !this.#isEnded && !isShallow(this.#options.link))
+  /**
+   * What the link holds is what a page that the guest waits for stands behind: no more than keeps it busy, and next to
+   * nothing while the guest asks for one page after the other.
+   */
+  async #untilMoreMayGo(): Promise<void> {
+    const { link } = this.#options;
+    await this.#outbox.room(1);
+    if (!this.#isRestless) this.#calmRateBps = statsOf(link)?.deliveryRateBps ?? 0;
+    const mayPush = () =>
+      this.#isRestless ? this.#outbox.isIdle && isClear(link, this.#calmRateBps) : isShallow(link);
+    while (this.#wants.length === 0 && !this.#isEnded && !mayPush())
       await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
   }
 
-  /** What was asked for, with what lies behind it. */
+  /** The guest has asked for something lately, and is about to ask for more. */
+  get #isRestless(): boolean {
+    return performance.now() - this.#wantedAt <= calmMs;
+  }
+
+  /** What was asked for goes by itself, so that it waits for nothing; what lies behind it follows, and is pushed on from there. */
   #takeWants(): void {
     const batch = this.#spare.pop() ?? new PageBatch();
+    const behind = this.#spare.pop() ?? new PageBatch();
     const plain = this.#wants[0]!.plain;
     const { statistics } = this.#options;
-    while (this.#wants[0]?.plain === plain && !batch.isFull && this.#wants.length > 0) {
+    while (this.#wants[0]?.plain === plain && !batch.isFull && !behind.isFull && this.#wants.length > 0) {
       const { page } = this.#wants.shift()!;
       if (plain) {
         statistics.repairedPages += 1;
@@ -817,21 +837,29 @@ export class SourceAgent {
         continue;
       }
       statistics.requestedPages += 1;
-      // Relays have it, or are about to: it may be asked for before that is known there.
-      if (!this.#pending.has(page) || this.#dividesAll) this.#read(batch, page, 1);
-      if (this.#dividesAll) continue;
-      for (const [first, count] of this.#pending.runs(page, page + prefetchPages)) {
-        this.#takePending(batch, first, count);
-        if (batch.isFull) break;
+      // If it is not pending it is on its way, or relays have it or are about to.
+      if (this.#dividesAll) {
+        this.#read(batch, page, 1);
+        continue;
       }
+      this.#takePending(batch, page, 1);
+      const end = page + prefetchPages;
+      for (const [first, count] of this.#pending.runs(page + 1, end)) {
+        this.#takePending(behind, first, count);
+        if (behind.isFull) break;
+      }
+      if (!this.#hasDivision) this.#nextPush = end;
     }
     this.#send(batch, plain);
+    this.#send(behind, plain);
   }
 
   #push(): void {
     const batch = this.#spare.pop() ?? new PageBatch();
     const most = this.#pagesAtOnce;
-    while (this.#warmAt < this.#warm.length && batch.dataPages < most && !batch.isFull) {
+    // In turns with what lies behind the last page that was asked for.
+    this.#isWarmDue = !this.#isRestless || !this.#isWarmDue;
+    while (this.#isWarmDue && this.#warmAt < this.#warm.length && batch.dataPages < most && !batch.isFull) {
       const page = this.#warm[this.#warmAt++]!;
       if (this.#pending.has(page)) this.#takePending(batch, page, 1);
     }
