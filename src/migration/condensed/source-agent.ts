@@ -103,6 +103,10 @@ const hotMs = 80;
 /** QEMU's rounds while it is read slowly, and for how long it is. */
 const sampleRoundMs = 40;
 const sampleMs = 500;
+/** For so long at most it goes on until what is scattered has been sent. */
+const mostSampleMs = 2500;
+/** Pages that change together in so long a run are data that is worked through, and not what a guest keeps coming back to. */
+const scatteredPages = 64;
 /** At a time, so that what is too much is noticed soon. */
 const hotPages = 64;
 const hotBatches = 2;
@@ -150,6 +154,8 @@ export class SourceAgent {
   #sampledSince: number | undefined;
   /** In how many of the short rounds of draining each page was written. */
   #heat = new Uint8Array(0);
+  #isScatteredSent = false;
+  #scattering: Promise<void> = Promise.resolve();
   #round = 1;
   /** Of the round before: bytes on the link for each byte of the guest. */
   #ratio = unknownRatio;
@@ -236,7 +242,11 @@ export class SourceAgent {
     const { divider, dividesFirst } = this.#options;
     const isDividing = divider?.isUsable && (this.#fresh.size > 0 || !divider.isSettled);
     if (dividesFirst && isDividing) return false;
-    return this.#sampledSince !== undefined && performance.now() - this.#sampledSince > sampleMs;
+    if (this.#sampledSince === undefined) return false;
+    const sampledMs = performance.now() - this.#sampledSince;
+    return (
+      sampledMs > mostSampleMs || (sampledMs > sampleMs && (this.#isScatteredSent || divider !== undefined))
+    );
   }
 
   /** The destination has not taken the first round yet. */
@@ -256,6 +266,9 @@ export class SourceAgent {
     if (this.#state === 'draining' && this.#sampledSince === undefined) {
       this.#heat.fill(0);
       this.#sampledSince = performance.now();
+      if (!this.#options.divider) this.#scattering = this.#sendScattered();
+      // Waited for before the tail.
+      this.#scattering.catch(() => {});
     }
     const { guestBytes } = this.statistics;
     const wireBytes = this.#outbox.madeBytes;
@@ -479,6 +492,7 @@ export class SourceAgent {
   /** The state of the devices and what is still to come, in one flight. */
   async #sendTail(): Promise<void> {
     this.#isLeaving = true;
+    await this.#scattering;
     this.#flush();
     const isPostcopy = this.#state === 'draining';
     const { onStep } = this.#options;
@@ -635,6 +649,39 @@ export class SourceAgent {
       }
       await nextTurn();
     }
+  }
+
+  /**
+   * While the VM runs and the link has nothing else: pages that have changed here and there, and not in the rounds of
+   * sampling. The guest may only read them now, so their heat says nothing; it would ask for one after the other. Those
+   * that it writes again meanwhile are pending again.
+   */
+  async #sendScattered(): Promise<void> {
+    const { link } = this.#options;
+    let scattered: number[] = [];
+    while (!this.#isEnded && !this.#isLeaving) {
+      if (scattered.length === 0) {
+        scattered = this.#findScattered();
+        this.#isScatteredSent = scattered.length === 0;
+      }
+      const mayPush = this.#outbox.isIdle && isClear(link, statsOf(link)?.deliveryRateBps ?? 0);
+      if (scattered.length > 0 && mayPush) {
+        const batch = this.#spare.pop() ?? new PageBatch();
+        for (const page of scattered.splice(0, this.#pagesAtOnce))
+          if (this.#pending.has(page)) this.#takePending(batch, page, 1);
+        this.#send(batch, false);
+      }
+      await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
+    }
+  }
+
+  /** The shortest runs first. */
+  #findScattered(): number[] {
+    const runs = this.#pending.runs().filter(([, count]) => count <= scatteredPages);
+    runs.sort(([, a], [, b]) => a - b);
+    return runs
+      .flatMap(([first, count]) => Array.from({ length: count }, (_, index) => first + index))
+      .filter((page) => this.#heat[page] === 0);
   }
 
   /** The destination takes what it can, and relays the rest. */
