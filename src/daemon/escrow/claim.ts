@@ -49,8 +49,8 @@ const options: MigrationOptions = {
   channels: 0,
 };
 
-/** The epoch of the VM, which runs here. Whatever fails before it runs leaves nothing here, and may be tried again. */
-export async function claimFromRelays(parts: ClaimParts, claim: Claim): Promise<number> {
+/** Whatever fails before the VM runs here leaves nothing here, and may be tried again. */
+export async function claimFromRelays(parts: ClaimParts, claim: Claim): Promise<void> {
   const { registry, vms, runner, peers } = parts;
   const { record, manifest, whole, work, onState } = claim;
   const { vm, diskMark } = record.deposit!;
@@ -101,7 +101,6 @@ export async function claimFromRelays(parts: ClaimParts, claim: Claim): Promise<
     hasRun = true;
     if (vm.running) await machine.resume();
     await unmarkDisk(machine.qmp, diskMark);
-    return epoch;
   } catch (error) {
     if (!hasRun) await forget(parts, managed);
     throw error;

@@ -8,6 +8,8 @@
  *
  * Invariants: no way leads from `released`, or back from `claimed`; the row is on the disk before anybody hears of it.
  */
+import { readdir, rm } from 'node:fs/promises';
+import path from 'node:path';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Static } from 'typebox';
 import * as schemas from '../../contract/schemas.ts';
@@ -39,7 +41,10 @@ export interface EscrowServiceOptions extends ClaimParts {
   log: FastifyBaseLogger;
 }
 
-/** One that was released is remembered so long: a deposit that is late must not bring it back. */
+/**
+ * One that was released is remembered so long: a deposit that is late must not bring it back. Of one that is held relays
+ * have forgotten the pages long before.
+ */
 const rememberMs = 7 * 24 * 3_600_000;
 /** The destination asks every second while it lacks something. */
 const freshMs = 5000;
@@ -174,7 +179,7 @@ export class EscrowService {
     { vm: wanted, reason }: Static<typeof schemas.ClaimEscrow>,
     caller: Principal,
   ): Promise<Operation> {
-    const { store, operations, events } = this.#options;
+    const { store, operations } = this.#options;
     const record = store.escrows.get(migrationId);
     const vm = record?.deposit?.vm;
     if (!record || !vm)
@@ -214,17 +219,14 @@ export class EscrowService {
       return operations.run('vm.claim', subject, async (work) => {
         try {
           const { manifest, whole } = parseEscrow(bytes);
-          const epoch = await claimFromRelays(this.#options, {
+          await claimFromRelays(this.#options, {
             record,
             manifest: Manifest.fromBytes(manifest),
             whole,
             work,
             // One row, and whoever writes it first has the VM.
-            onState: (state) => this.#advance(migrationId, state),
+            onState: (state) => this.#advance(migrationId, state, { reason, by: caller.name }),
           });
-          const from = record.depositor.name;
-          const data = { name: vm.name, reason, by: caller.name, migrationId, from, epoch };
-          events.append({ kind: 'vm.claimed', vmId: vm.id, data });
           await this.#file(migrationId).remove();
           return { migrationId, vmId: vm.id };
         } finally {
@@ -238,8 +240,8 @@ export class EscrowService {
   }
 
   /** Throws `wrong_state` when the destination has released it meanwhile. */
-  #advance(migrationId: Uuid, state: 'claimed' | 'run'): number {
-    const { store } = this.#options;
+  #advance(migrationId: Uuid, state: 'claimed' | 'run', audit: { reason: string; by: string }): number {
+    const { store, events } = this.#options;
     const record = store.escrows.get(migrationId)!;
     const epoch = record.epoch ?? claimedEpoch(record);
     if (record.state !== 'held' && record.state !== 'claimed')
@@ -252,7 +254,13 @@ export class EscrowService {
           allowed: [],
         },
       );
-    store.escrows.put({ ...record, state, epoch });
+    store.transact(() => {
+      store.escrows.put({ ...record, state, epoch });
+      if (state !== 'claimed') return;
+      const { id: vmId, name } = record.deposit!.vm;
+      const data = { name, ...audit, migrationId, from: record.depositor.name, epoch };
+      events.append({ kind: 'vm.claimed', vmId, data });
+    });
     return epoch;
   }
 
@@ -282,18 +290,25 @@ export class EscrowService {
 
   /** What an earlier daemon had begun to claim: it has run, and is as its QEMU says, or is as if that had never been. */
   async recover(): Promise<void> {
-    const { store, registry, vms, runner, log } = this.#options;
-    const claims = store.escrows.all().filter(isClaimed);
-    for (const { deposit, state, epoch = 0 } of claims) {
-      const managed = registry.all().find(({ record }) => record.id === deposit?.vm.id);
-      if (managed?.record.state !== 'arriving' || managed.operationId || managed.silent) continue;
-      log.warn({ vmId: managed.record.id, state }, 'a claim was interrupted');
-      if (state === 'run') {
-        await vms.settle(managed, { epoch });
+    const { store, registry, vms, runner, paths, log } = this.#options;
+    const escrows = store.escrows.all();
+    const open = escrows.filter(({ state }) => state === 'held' || state === 'claimed');
+    for (const name of await readdir(paths.escrows))
+      if (!open.some(({ migrationId }) => migrationId === name)) await rm(path.join(paths.escrows, name));
+    const moving = store.migrations.unfinished().map(({ vm }) => vm.id);
+    for (const managed of registry.all()) {
+      const { id, state } = managed.record;
+      // Of several of one VM the last is the one that was claimed.
+      const escrow = escrows.findLast(({ deposit }) => deposit?.vm.id === id);
+      if (!escrow || state !== 'arriving' || moving.includes(id)) continue;
+      log.warn({ vmId: id, state: escrow.state }, 'a claim was interrupted');
+      if (escrow.state === 'run') {
+        await vms.settle(managed, { epoch: escrow.epoch! });
         continue;
       }
-      if (managed.machine) await managed.machine.kill();
-      else if (managed.record.process) await runner.end(managed.record.id);
+      await managed.machine?.kill();
+      // Its daemon may have died before it knew the process.
+      await runner.end(id);
       await vms.forget(managed);
     }
   }

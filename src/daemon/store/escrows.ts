@@ -21,7 +21,7 @@ export class EscrowRepository {
        ON CONFLICT (migration_id) DO UPDATE SET record = excluded.record`,
     );
     this.#prune = database.prepare(
-      `DELETE FROM escrows WHERE created_at < ? AND json_extract(record, '$.state') = 'released'`,
+      `DELETE FROM escrows WHERE created_at < ? AND json_extract(record, '$.state') IN ('held', 'released')`,
     );
   }
 
@@ -40,7 +40,7 @@ export class EscrowRepository {
     this.#put.run(record.migrationId, record.createdAt, JSON.stringify(record));
   }
 
-  /** Forgets those that were released before that time. */
+  /** Forgets those from before that time that were not claimed. */
   prune(before: string): void {
     this.#prune.run(before);
   }
