@@ -48,8 +48,13 @@ export const planLimits = (): Command[] => [
   ['ip', 'mptcp', 'limits', 'set', 'subflow', '8', 'add_addr_accepted', '8'],
 ];
 
-export function planEndpoint(id: number, { device, address }: DevicePath, isBackup = false): Command {
-  const flags = ['subflow', 'fullmesh', ...(isBackup ? ['backup'] : [])];
+/** `reach`: paths to all addresses of the other side, or only to the one by which the connection began. */
+export function planEndpoint(
+  id: number,
+  { device, address }: DevicePath,
+  { isBackup = false, reach = 'all' }: { isBackup?: boolean; reach?: 'all' | 'first' } = {},
+): Command {
+  const flags = ['subflow', ...(reach === 'all' ? ['fullmesh'] : []), ...(isBackup ? ['backup'] : [])];
   return [
     'ip',
     'mptcp',
@@ -148,11 +153,13 @@ export class MptcpDevice implements Disposable {
 
   async #tryUntil(whenJoined: Promise<boolean>, path: DevicePath, signal: AbortSignal): Promise<boolean> {
     const { joinAgainMs = 3000 } = this.#options;
-    for (;;) {
+    for (let isOdd = true; ; isOdd = !isOdd) {
       const hasJoined = await Promise.race([whenJoined, sleep(joinAgainMs, undefined, { signal })]);
       if (hasJoined !== undefined) return hasJoined;
       await this.#removeRadio(signal);
-      await this.#addRadio(path, signal);
+      // Between the two addresses where a connection began, the kernel's full mesh holds the path that it had first for
+      // one that is there, though it has died.
+      await this.#addRadio(path, signal, isOdd ? 'first' : 'all');
     }
   }
 
@@ -163,15 +170,15 @@ export class MptcpDevice implements Disposable {
     if (radio) await this.#do([planEndpointRemoval(radio.id)], signal);
   }
 
-  async #addRadio(path: DevicePath, signal: AbortSignal): Promise<void> {
+  async #addRadio(path: DevicePath, signal: AbortSignal, reach: 'first' | 'all' = 'all'): Promise<void> {
     signal.throwIfAborted();
     this.#lastId = (this.#lastId % radioIds) + 1;
-    await this.#do([planEndpoint(this.#lastId, path)], signal);
+    await this.#do([planEndpoint(this.#lastId, path, { reach })], signal);
     this.#radio = { id: this.#lastId, path };
   }
 
   async #addCellular(path: DevicePath, signal: AbortSignal): Promise<void> {
-    await this.#do([planEndpoint(cellularId, path, this.#mode === 'backup')], signal);
+    await this.#do([planEndpoint(cellularId, path, { isBackup: this.#mode === 'backup' })], signal);
     this.#hasCellular = true;
   }
 
