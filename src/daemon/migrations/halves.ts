@@ -19,6 +19,7 @@ import type { Store } from '../store/index.ts';
 import type { Managed } from '../vms/registry.ts';
 import { makeDestination } from './destination-half.ts';
 import type { HalfParts } from './half.ts';
+import { HeapPolicy } from './heap-policy.ts';
 import { takeImage } from './image-transfer.ts';
 import { linkPurposes, type Message } from './peer-side.ts';
 import type { DestinationRecord, MigrationRecord, SourceRecord } from './record.ts';
@@ -39,6 +40,7 @@ export class Halves {
   readonly #options: HalvesOptions;
   /** Those that brought bytes of a VM, by its migration. */
   readonly #sessions = new Map<Uuid, Set<Session>>();
+  readonly #heap = new HeapPolicy();
   #closed = false;
 
   constructor(options: HalvesOptions) {
@@ -53,10 +55,12 @@ export class Halves {
   ): SourceMigration {
     const onOver = () => {
       this.outgoing.delete(record.id);
+      this.#setPace();
       onEnd();
     };
     const migration = makeSource(this.#options, record, managed, { onProgress, onOver });
     this.outgoing.set(record.id, migration);
+    this.#setPace();
     return migration;
   }
 
@@ -66,11 +70,19 @@ export class Halves {
     if (found && !silent) found.operationId = id;
     const hooks = {
       check: async () => (await this.fit(vm, record.options)).problems,
-      onOver: () => void this.incoming.delete(id),
+      onOver: () => {
+        this.incoming.delete(id);
+        this.#setPace();
+      },
     };
     const migration = makeDestination(this.#options, record, { found, silent }, hooks);
     this.incoming.set(id, migration);
+    this.#setPace();
     return migration;
+  }
+
+  #setPace(): void {
+    this.#heap.favourSpeed(this.outgoing.size + this.incoming.size > 0);
   }
 
   /** What does not fit for a VM to come here; all of it at once. */
