@@ -106,7 +106,7 @@ const sampleMs = 500;
 /** For so long at most it goes on until what is scattered has been sent. */
 const mostSampleMs = 2500;
 /** Pages that change together in so long a run are data that is worked through, and not what a guest keeps coming back to. */
-const scatteredPages = 64;
+const scatteredPages = 256;
 /** At a time, so that what is too much is noticed soon. */
 const hotPages = 64;
 const hotBatches = 2;
@@ -518,6 +518,8 @@ export class SourceAgent {
     void this.#outbox.send(encodeFrame(frame.tail, sizes, packed)).then(() => {
       this.#isHurried = false;
     });
+    // It is about to ask, and so are its devices before it.
+    if (!this.#hasDivision) this.#wantedAt = performance.now();
     onStep?.('tail', { tailBytes: tail.length, packedBytes: packed.length, hotPages: this.#warm.length });
   }
 
@@ -547,7 +549,8 @@ export class SourceAgent {
    */
   async #sendHot(): Promise<void> {
     const hot: number[] = [];
-    for (const [first, count] of this.#pending.runs())
+    // Of those that are as hot, the scattered ones first; the sort leaves them so.
+    for (const [first, count] of this.#pendingRuns)
       for (let page = first; page < first + count; page++) if (this.#heat[page]! > 0) hot.push(page);
     hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
     this.#warm = hot;
@@ -675,13 +678,16 @@ export class SourceAgent {
     }
   }
 
-  /** The shortest runs first. */
   #findScattered(): number[] {
-    const runs = this.#pending.runs().filter(([, count]) => count <= scatteredPages);
-    runs.sort(([, a], [, b]) => a - b);
-    return runs
+    return this.#pendingRuns
+      .filter(([, count]) => count <= scatteredPages)
       .flatMap(([first, count]) => Array.from({ length: count }, (_, index) => first + index))
       .filter((page) => this.#heat[page] === 0);
+  }
+
+  /** The shortest first. */
+  get #pendingRuns(): Run[] {
+    return this.#pending.runs().sort(([, a], [, b]) => a - b);
   }
 
   /** The destination takes what it can, and relays the rest. */
@@ -884,12 +890,12 @@ export class SourceAgent {
         continue;
       }
       statistics.requestedPages += 1;
-      // If it is not pending it is on its way, or relays have it or are about to.
+      // If it is not pending it is on its way, unless relays have it or are about to.
       if (this.#dividesAll) {
         this.#read(batch, page, 1);
         continue;
       }
-      this.#takePending(batch, page, 1);
+      if (this.#hasDivision || this.#pending.has(page)) this.#takePending(batch, page, 1);
       const end = page + prefetchPages;
       for (const [first, count] of this.#pending.runs(page + 1, end)) {
         this.#takePending(behind, first, count);
