@@ -103,10 +103,8 @@ const hotMs = 80;
 /** QEMU's rounds while it is read slowly, and for how long it is. */
 const sampleRoundMs = 40;
 const sampleMs = 500;
-/** For so long at most it goes on until what is scattered has been sent. */
-const mostSampleMs = 2500;
-/** Pages that change together in so long a run are data that is worked through, and not what a guest keeps coming back to. */
-const scatteredPages = 256;
+/** For so long at most it goes on until what is cold has been sent, which has to go anyway. */
+const mostSampleMs = 10_000;
 /** At a time, so that what is too much is noticed soon. */
 const hotPages = 64;
 const hotBatches = 2;
@@ -154,8 +152,8 @@ export class SourceAgent {
   #sampledSince: number | undefined;
   /** In how many of the short rounds of draining each page was written. */
   #heat = new Uint8Array(0);
-  #isScatteredSent = false;
-  #scattering: Promise<void> = Promise.resolve();
+  #isColdSent = false;
+  #coldSent: Promise<void> = Promise.resolve();
   #round = 1;
   /** Of the round before: bytes on the link for each byte of the guest. */
   #ratio = unknownRatio;
@@ -244,9 +242,12 @@ export class SourceAgent {
     if (dividesFirst && isDividing) return false;
     if (this.#sampledSince === undefined) return false;
     const sampledMs = performance.now() - this.#sampledSince;
-    return (
-      sampledMs > mostSampleMs || (sampledMs > sampleMs && (this.#isScatteredSent || divider !== undefined))
-    );
+    return sampledMs > mostSampleMs || (sampledMs > sampleMs && (this.#isColdSent || !this.#sendsCold));
+  }
+
+  /** Relays take it otherwise; and a VM that is to leave at once does not wait for it. */
+  get #sendsCold(): boolean {
+    return this.#options.divider === undefined && !this.#options.drainAtOnce;
   }
 
   /** The destination has not taken the first round yet. */
@@ -266,9 +267,9 @@ export class SourceAgent {
     if (this.#state === 'draining' && this.#sampledSince === undefined) {
       this.#heat.fill(0);
       this.#sampledSince = performance.now();
-      if (!this.#options.divider) this.#scattering = this.#sendScattered();
+      if (this.#sendsCold) this.#coldSent = this.#sendCold();
       // Waited for before the tail.
-      this.#scattering.catch(() => {});
+      this.#coldSent.catch(() => {});
     }
     const { guestBytes } = this.statistics;
     const wireBytes = this.#outbox.madeBytes;
@@ -492,7 +493,7 @@ export class SourceAgent {
   /** The state of the devices and what is still to come, in one flight. */
   async #sendTail(): Promise<void> {
     this.#isLeaving = true;
-    await this.#scattering;
+    await this.#coldSent;
     this.#flush();
     const isPostcopy = this.#state === 'draining';
     const { onStep } = this.#options;
@@ -549,7 +550,7 @@ export class SourceAgent {
    */
   async #sendHot(): Promise<void> {
     const hot: number[] = [];
-    // Of those that are as hot, the scattered ones first; the sort leaves them so.
+    // Of those that are as hot, those of short runs first; the sort leaves them so.
     for (const [first, count] of this.#pendingRuns)
       for (let page = first; page < first + count; page++) if (this.#heat[page]! > 0) hot.push(page);
     hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
@@ -655,34 +656,36 @@ export class SourceAgent {
   }
 
   /**
-   * While the VM runs and the link has nothing else: pages that have changed here and there, and not in the rounds of
-   * sampling. The guest may only read them now, so their heat says nothing; it would ask for one after the other. Those
-   * that it writes again meanwhile are pending again.
+   * While the VM runs and the link has nothing else: pages that have changed before, and not in the rounds of sampling. The
+   * guest may read them all the time, and would ask for one after the other. The shortest runs go first: long ones are
+   * mostly data that is worked through once. What is written again is not cold any more, so this comes to its end.
    */
-  async #sendScattered(): Promise<void> {
+  async #sendCold(): Promise<void> {
     const { link } = this.#options;
-    let scattered: number[] = [];
-    while (!this.#isEnded && !this.#isLeaving) {
-      if (scattered.length === 0) {
-        scattered = this.#findScattered();
-        this.#isScatteredSent = scattered.length === 0;
+    let cold: number[] = [];
+    while (!this.#isEnded && !this.#isLeaving && !this.#isColdSent) {
+      if (cold.length === 0) {
+        cold = this.#findCold();
+        this.#isColdSent = cold.length === 0;
       }
-      const mayPush = this.#outbox.isIdle && isClear(link, statsOf(link)?.deliveryRateBps ?? 0);
-      if (scattered.length > 0 && mayPush) {
+      if (cold.length > 0 && this.#outbox.isIdle && isClear(link, statsOf(link)?.deliveryRateBps ?? 0)) {
         const batch = this.#spare.pop() ?? new PageBatch();
-        for (const page of scattered.splice(0, this.#pagesAtOnce))
-          if (this.#pending.has(page)) this.#takePending(batch, page, 1);
+        for (const page of cold.splice(0, this.#pagesAtOnce))
+          if (this.#isCold(page)) this.#takePending(batch, page, 1);
         this.#send(batch, false);
       }
       await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
     }
   }
 
-  #findScattered(): number[] {
+  #findCold(): number[] {
     return this.#pendingRuns
-      .filter(([, count]) => count <= scatteredPages)
       .flatMap(([first, count]) => Array.from({ length: count }, (_, index) => first + index))
-      .filter((page) => this.#heat[page] === 0);
+      .filter((page) => this.#isCold(page));
+  }
+
+  #isCold(page: number): boolean {
+    return this.#heat[page] === 0 && this.#pending.has(page);
   }
 
   /** The shortest first. */
