@@ -112,6 +112,16 @@ test('an operator claims a VM at its custodian when its destination is lost', op
   assert.match(running.message, /is open somewhere/);
   assert.deepEqual(await readdir(path.join(east.directory, 'vms')), []);
   process.kill(pid!, 'SIGKILL');
+  // As after a restart of its host: it does not start the VM from its disk before it has been decided where that goes on.
+  await south.start();
+  const seen = await until(
+    'south to tell',
+    () => south.viper.getMigration({ params: { migration } }),
+    ({ attention }) => attention !== undefined,
+  );
+  assert.match(seen.attention!, /The VM has ended before all of its memory was here/);
+  await refused(south.viper.startVm(one), 'busy');
+  await south.stop('SIGKILL');
 
   // The custodian's own daemon dies while it fetches the memory: it is as if nobody had claimed it, and is claimed again.
   await east.viper.claimEscrow(claim);
