@@ -9,7 +9,6 @@ import { assertNothingLeft, checked, Lab, LabRelay, startCheckers } from './migr
 /** To the destination it goes slowly, so that most is given to relays. */
 const relayed = {
   engine: 'relayed',
-  mode: 'postcopy',
   limits: { downtimeMs: 300, autoConverge: false, bandwidthBps: 20_000_000 },
 } as const;
 const giveBytesPerSecond = 8_000_000;
@@ -20,10 +19,14 @@ test('the source is gone before the VM is whole; whatever is lost then, the gues
   await startCheckers(machine);
   let [from, to] = [lab.a, lab.b];
   let epoch = 1;
-  for (const lost of ['nothing', 'a relay', 'the destination'] as const) {
+  for (const [lost, mode] of [
+    ['nothing', 'hybrid'],
+    ['a relay', 'postcopy'],
+    ['the destination', 'postcopy'],
+  ] as const) {
     const lenders = ['r1', 'r2', 'r3'].map((name) => new LabRelay(name, giveBytesPerSecond));
     for (const lender of lenders) lender.others = lenders;
-    const pair = await lab.migration(from, to, machine, { ...relayed, lenders, epoch });
+    const pair = await lab.migration(from, to, machine, { ...relayed, mode, lenders, epoch });
     await pair.source.start();
     assert.equal((await pair.source.waitUntilOver()).name, 'moved');
     const { result } = pair.source;
@@ -38,7 +41,7 @@ test('the source is gone before the VM is whole; whatever is lost then, the gues
     await pair.untilDestination('settled');
     machine = pair.destination.machine!;
     const merged = pair.destination.mergeStatistics;
-    context.diagnostic(`${lost} lost: ${JSON.stringify({ ...result, merged })}`);
+    context.diagnostic(`${mode}, ${lost} lost: ${JSON.stringify({ ...result, merged })}`);
     assert.ok(merged!.slabs > 0);
     await checked(machine, { memory: 26, disk: 4 });
     await assertNothingLeft(machine, to);
