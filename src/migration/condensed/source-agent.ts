@@ -105,6 +105,10 @@ const sampleRoundMs = 40;
 const sampleMs = 500;
 /** For so long at most it goes on until what is cold has been sent, which has to go anyway. */
 const mostSampleMs = 10_000;
+/** Pages that change together in a longer run are data that is worked through, and not what a guest keeps coming back to. */
+const scatteredPages = 64;
+/** In no more rounds than that is a page written that may well not be written before the VM leaves. */
+const lukewarmHeat = 2;
 /** At a time, so that what is too much is noticed soon. */
 const hotPages = 64;
 const hotBatches = 2;
@@ -161,6 +165,8 @@ export class SourceAgent {
   /** Pages to push first, as far as they are still pending: the hottest first. */
   #warm: number[] = [];
   #warmAt = 0;
+  /** Of them: those that go before what lies behind the last page that was asked for. */
+  #urgentPages = 0;
   #isWarmDue = false;
   #nextPush = 0;
   /** Relayed, while draining: pages that nobody has read yet; that relays hold; and of them those that are stale there. */
@@ -550,10 +556,18 @@ export class SourceAgent {
    */
   async #sendHot(): Promise<void> {
     const hot: number[] = [];
-    // Of those that are as hot, those of short runs first; the sort leaves them so.
+    const scattered: number[] = [];
+    const others: number[] = [];
     for (const [first, count] of this.#pendingRuns)
-      for (let page = first; page < first + count; page++) if (this.#heat[page]! > 0) hot.push(page);
+      for (let page = first; page < first + count; page++) {
+        const heat = this.#heat[page]!;
+        if (heat > lukewarmHeat) hot.push(page);
+        else if (heat > 0) (count <= scatteredPages ? scattered : others).push(page);
+      }
     hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
+    hot.push(...scattered);
+    this.#urgentPages = hot.length;
+    hot.push(...others);
     this.#warm = hot;
     const startedAt = performance.now();
     let leftBytes = ((this.#outbox.speed ?? 0) * hotMs) / 1000;
@@ -658,34 +672,39 @@ export class SourceAgent {
   /**
    * While the VM runs and the link has nothing else: pages that have changed before, and not in the rounds of sampling. The
    * guest may read them all the time, and would ask for one after the other. The shortest runs go first: long ones are
-   * mostly data that is worked through once. What is written again is not cold any more, so this comes to its end.
+   * mostly data that is worked through once. What is written again is not cold any more, so this comes to its end; then
+   * what is seldom written, and is no such data, once more.
    */
   async #sendCold(): Promise<void> {
     const { link } = this.#options;
-    let cold: number[] = [];
-    while (!this.#isEnded && !this.#isLeaving && !this.#isColdSent) {
-      if (cold.length === 0) {
-        cold = this.#findCold();
-        this.#isColdSent = cold.length === 0;
+    let pages: number[] = [];
+    let mostHeat = 0;
+    while (!this.#isEnded && !this.#isLeaving) {
+      if (pages.length === 0 && mostHeat === 0) {
+        pages = this.#pendingOf(Number.POSITIVE_INFINITY, mostHeat);
+        if (pages.length === 0) {
+          mostHeat = lukewarmHeat;
+          pages = this.#pendingOf(scatteredPages, mostHeat);
+        }
       }
-      if (cold.length > 0 && this.#outbox.isIdle && isClear(link, statsOf(link)?.deliveryRateBps ?? 0)) {
+      if (pages.length === 0) break;
+      if (this.#outbox.isIdle && isClear(link, statsOf(link)?.deliveryRateBps ?? 0)) {
         const batch = this.#spare.pop() ?? new PageBatch();
-        for (const page of cold.splice(0, this.#pagesAtOnce))
-          if (this.#isCold(page)) this.#takePending(batch, page, 1);
+        for (const page of pages.splice(0, this.#pagesAtOnce))
+          if (this.#pending.has(page) && this.#heat[page]! <= mostHeat) this.#takePending(batch, page, 1);
         this.#send(batch, false);
       }
       await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
     }
+    this.#isColdSent = true;
   }
 
-  #findCold(): number[] {
+  /** Pending pages that are no hotter than this, in runs that are no longer; the shortest runs first. */
+  #pendingOf(mostPages: number, mostHeat: number): number[] {
     return this.#pendingRuns
+      .filter(([, count]) => count <= mostPages)
       .flatMap(([first, count]) => Array.from({ length: count }, (_, index) => first + index))
-      .filter((page) => this.#isCold(page));
-  }
-
-  #isCold(page: number): boolean {
-    return this.#heat[page] === 0 && this.#pending.has(page);
+      .filter((page) => this.#heat[page]! <= mostHeat);
   }
 
   /** The shortest first. */
@@ -914,7 +933,7 @@ export class SourceAgent {
     const batch = this.#spare.pop() ?? new PageBatch();
     const most = this.#pagesAtOnce;
     // In turns with what lies behind the last page that was asked for.
-    this.#isWarmDue = !this.#isRestless || !this.#isWarmDue;
+    this.#isWarmDue = !this.#isRestless || this.#warmAt < this.#urgentPages || !this.#isWarmDue;
     while (this.#isWarmDue && this.#warmAt < this.#warm.length && batch.dataPages < most && !batch.isFull) {
       const page = this.#warm[this.#warmAt++]!;
       if (this.#pending.has(page)) this.#takePending(batch, page, 1);
