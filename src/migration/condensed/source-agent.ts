@@ -7,7 +7,7 @@
  *             contain is read later from the memory of the VM, which stands still then. It begins when all that was sent
  *             has left, so that nothing waits behind that; QEMU waits meanwhile, and the guest runs. When the round
  *             that was begun is over it is read slowly: each round then shows which pages the guest has written
- *             in a moment
+ *             in a moment, and what it has not goes
  *   serving   QEMU is done. Pending pages follow, those first that the destination asks for
  *
  * Relayed: in `draining` each page that QEMU has written goes to relays, once, so that they are filled while the VM still
