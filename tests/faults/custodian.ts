@@ -1,6 +1,6 @@
 /**
  * A VM whose source has left, and whose destination is lost before it is whole, goes on at its custodian as it left, with
- * the disk of that moment; the destination that comes back finds out, and does not run it.
+ * the disk of that moment; the destination that comes back finds out, and does not run it. It takes minutes.
  */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -21,8 +21,8 @@ import {
   refused,
   sh,
   until,
-} from './lab-vm.ts';
-import { checked, startCheckers } from './migration-lab.ts';
+} from '../integration/lab-vm.ts';
+import { checked, startCheckers } from '../integration/migration-lab.ts';
 
 const options = { timeout: 600_000 };
 const one = { params: { vm: 'one' } };
