@@ -227,6 +227,8 @@ export class Drain {
         if (operations.get(operation.id)?.state === 'running') operations.cancel(operation.id);
       };
       signal.addEventListener('abort', cancel);
+      // Called off while the two sides were still being asked.
+      if (signal.aborted) cancel();
       const ended = await operations.wait(operation.id);
       signal.removeEventListener('abort', cancel);
       if (ended.state === 'succeeded') return;
