@@ -22,6 +22,7 @@ import {
 } from './lab-vm.ts';
 
 const options = { timeout: 600_000 };
+const isLong = process.env.VIPER_LONG_TESTS !== undefined;
 let fleet: LabFleet;
 let north: LabCloudlet;
 let south: LabCloudlet;
@@ -132,59 +133,58 @@ test(
   },
 );
 
-test(
-  'a host is empty by its deadline, by way of relays, for its destination takes too little',
-  options,
-  async (context) => {
-    await relays[0]!.start();
-    // Room for two replicas of all that their QEMUs have in use.
-    for (const { viper } of relays) await viper.lendMemory({ body: { memoryBytes: 512 * MiB } });
-    // What it learns by this one: how little south takes. How much can leave it knows by the one that went to relays.
-    south.link!.limit({ inBytesPerSecond: 1_500_000 });
-    const hardware = { memoryBytes: 128 * MiB, diskBytes: 64 * MiB };
-    const make = async (name: string) => {
-      const body = { name, image: 'tiny', instanceType: 'tiny', hardware };
-      await done(north.viper, north.viper.createVm({ body }));
-      await booted(north.viper, name);
-    };
-    await make('scout');
-    await done(north.viper, north.viper.migrateVm({ params: { vm: 'scout' }, body: { to: 'south' } }));
-    for (const name of ['two', 'three']) {
-      await make(name);
-      const fill = 'head -c 8388608 /dev/urandom >/dev/shm/own; md5sum /dev/shm/own >/run/own';
-      await sh(north.viper, name, fill);
-    }
+test('a host is empty by its deadline, by way of relays, for its destination takes too little', {
+  ...options,
+  skip: isLong ? false : 'it takes minutes: npm run test:relayed',
+}, async (context) => {
+  await relays[0]!.start();
+  // Room for two replicas of all that their QEMUs have in use.
+  for (const { viper } of relays) await viper.lendMemory({ body: { memoryBytes: 512 * MiB } });
+  // What it learns by this one: how little south takes. How much can leave it knows by the one that went to relays.
+  south.link!.limit({ inBytesPerSecond: 1_500_000 });
+  const hardware = { memoryBytes: 128 * MiB, diskBytes: 64 * MiB };
+  const make = async (name: string) => {
+    const body = { name, image: 'tiny', instanceType: 'tiny', hardware };
+    await done(north.viper, north.viper.createVm({ body }));
+    await booted(north.viper, name);
+  };
+  await make('scout');
+  await done(north.viper, north.viper.migrateVm({ params: { vm: 'scout' }, body: { to: 'south' } }));
+  for (const name of ['two', 'three']) {
+    await make(name);
+    const fill = 'head -c 8388608 /dev/urandom >/dev/shm/own; md5sum /dev/shm/own >/run/own';
+    await sh(north.viper, name, fill);
+  }
 
-    const deadlineMs = 180_000;
-    const body = { deadlineMs, to: ['south'] };
-    const begunAt = Date.now();
-    const { result } = await north.viper.wait(await north.viper.drainCloudlet({ body }), {
-      timeoutMs: patienceMs,
-    });
-    assert.deepEqual(result!.moved!.split(' ').toSorted(), ['three', 'two']);
-    assert.deepEqual(await readdir(path.join(north.directory, 'vms')), []);
-    const { items } = await north.viper.listMigrations();
-    for (const { vm, options: used, result: came } of items.slice(-2)) {
-      context.diagnostic(`${vm.name}: ${JSON.stringify(came)}`);
-      assert.equal(used.engine, 'relayed', vm.name);
-      assert.ok(came!.relayed!.slabs > 20, `${came!.relayed!.slabs} slabs`);
-    }
-    const exits: number[] = [];
-    for await (const event of north.viper.events({ after: 0 })) {
-      if (event.kind === 'migration.exited' && Date.parse(event.at) >= begunAt)
-        exits.push(Date.parse(event.at));
-      if (exits.length === 2) break;
-    }
-    assert.ok(Math.max(...exits) - begunAt <= deadlineMs, 'it was empty by then');
-    // Not by the time at which both are whole, which comes later.
-    await north.stop('SIGKILL');
-    south.link!.limit({});
-    for (const { id } of items.slice(-2))
-      await until(
-        'the merge',
-        () => south.viper.getMigration({ params: { migration: id } }),
-        ({ over }) => over,
-      );
-    for (const name of ['two', 'three']) await sh(south.viper, name, 'md5sum -c /run/own');
-  },
-);
+  const deadlineMs = 180_000;
+  const body = { deadlineMs, to: ['south'] };
+  const begunAt = Date.now();
+  const { result } = await north.viper.wait(await north.viper.drainCloudlet({ body }), {
+    timeoutMs: patienceMs,
+  });
+  assert.deepEqual(result!.moved!.split(' ').toSorted(), ['three', 'two']);
+  assert.deepEqual(await readdir(path.join(north.directory, 'vms')), []);
+  const { items } = await north.viper.listMigrations();
+  for (const { vm, options: used, result: came } of items.slice(-2)) {
+    context.diagnostic(`${vm.name}: ${JSON.stringify(came)}`);
+    assert.equal(used.engine, 'relayed', vm.name);
+    assert.ok(came!.relayed!.slabs > 20, `${came!.relayed!.slabs} slabs`);
+  }
+  const exits: number[] = [];
+  for await (const event of north.viper.events({ after: 0 })) {
+    if (event.kind === 'migration.exited' && Date.parse(event.at) >= begunAt)
+      exits.push(Date.parse(event.at));
+    if (exits.length === 2) break;
+  }
+  assert.ok(Math.max(...exits) - begunAt <= deadlineMs, 'it was empty by then');
+  // Not by the time at which both are whole, which comes later.
+  await north.stop('SIGKILL');
+  south.link!.limit({});
+  for (const { id } of items.slice(-2))
+    await until(
+      'the merge',
+      () => south.viper.getMigration({ params: { migration: id } }),
+      ({ over }) => over,
+    );
+  for (const name of ['two', 'three']) await sh(south.viper, name, 'md5sum -c /run/own');
+});

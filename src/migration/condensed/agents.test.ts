@@ -163,26 +163,6 @@ test('in hybrid, what is written after the first pass comes after the guest, eac
   assert.equal(requestedPages, 1, 'neither what had come nor what is hot');
 });
 
-test('what the guest does not write again goes before it leaves, while it shows what it writes', async (context) => {
-  const ram = filledRam();
-  const written = allPages(ram).slice(0, 400);
-  const again = [1, 2];
-  const moved = await move({
-    ram,
-    mode: 'postcopy',
-    rounds: [allPages(ram), written, again, again],
-    between: async (round, agent) => {
-      if (round === 0) agent.drain();
-      for (const page of round === 0 ? written : again) randomBytes(pageBytes).copy(ram.page(page));
-      if (round > 0) agent.noteRound(round + 2);
-      while (round === 2 && !agent.isSampled) await new Promise((resolve) => setTimeout(resolve, 5));
-    },
-  });
-  assertMoved(context, moved);
-  const { postcopyPages } = moved.statistics;
-  assert.ok(postcopyPages < 100, `${postcopyPages} of ${written.length} pages were left`);
-});
-
 test('in post-copy everything comes after the guest', async (context) => {
   const moved = await move({ mode: 'postcopy', drainAtOnce: true, touches: [13, 699, 400, 0] });
   assertMoved(context, moved);

@@ -7,7 +7,7 @@
  *             contain is read later from the memory of the VM, which stands still then. It begins when all that was sent
  *             has left, so that nothing waits behind that; QEMU waits meanwhile, and the guest runs. When the round
  *             that was begun is over it is read slowly: each round then shows which pages the guest has written
- *             in a moment, and what it has not goes
+ *             in a moment
  *   serving   QEMU is done. Pending pages follow, those first that the destination asks for
  *
  * Relayed: in `draining` each page that QEMU has written goes to relays, once, so that they are filled while the VM still
@@ -103,12 +103,10 @@ const hotMs = 80;
 /** QEMU's rounds while it is read slowly, and for how long it is. */
 const sampleRoundMs = 40;
 const sampleMs = 500;
-/** For so long at most it goes on until what is cold has been sent, which has to go anyway. */
-const mostSampleMs = 10_000;
-/** Pages that change together in a longer run are data that is worked through, and not what a guest keeps coming back to. */
+/** For so long at most it goes on until what is scattered has been sent. */
+const mostSampleMs = 2500;
+/** Pages that change together in so long a run are data that is worked through, and not what a guest keeps coming back to. */
 const scatteredPages = 64;
-/** In no more rounds than that is a page written that may well not be written before the VM leaves. */
-const lukewarmHeat = 2;
 /** At a time, so that what is too much is noticed soon. */
 const hotPages = 64;
 const hotBatches = 2;
@@ -156,8 +154,8 @@ export class SourceAgent {
   #sampledSince: number | undefined;
   /** In how many of the short rounds of draining each page was written. */
   #heat = new Uint8Array(0);
-  #isColdSent = false;
-  #coldSent: Promise<void> = Promise.resolve();
+  #isScatteredSent = false;
+  #scattering: Promise<void> = Promise.resolve();
   #round = 1;
   /** Of the round before: bytes on the link for each byte of the guest. */
   #ratio = unknownRatio;
@@ -165,8 +163,6 @@ export class SourceAgent {
   /** Pages to push first, as far as they are still pending: the hottest first. */
   #warm: number[] = [];
   #warmAt = 0;
-  /** Of them: those that go before what lies behind the last page that was asked for. */
-  #urgentPages = 0;
   #isWarmDue = false;
   #nextPush = 0;
   /** Relayed, while draining: pages that nobody has read yet; that relays hold; and of them those that are stale there. */
@@ -248,12 +244,9 @@ export class SourceAgent {
     if (dividesFirst && isDividing) return false;
     if (this.#sampledSince === undefined) return false;
     const sampledMs = performance.now() - this.#sampledSince;
-    return sampledMs > mostSampleMs || (sampledMs > sampleMs && (this.#isColdSent || !this.#sendsCold));
-  }
-
-  /** Relays take it otherwise; and a VM that is to leave at once does not wait for it. */
-  get #sendsCold(): boolean {
-    return this.#options.divider === undefined && !this.#options.drainAtOnce;
+    return (
+      sampledMs > mostSampleMs || (sampledMs > sampleMs && (this.#isScatteredSent || divider !== undefined))
+    );
   }
 
   /** The destination has not taken the first round yet. */
@@ -273,9 +266,9 @@ export class SourceAgent {
     if (this.#state === 'draining' && this.#sampledSince === undefined) {
       this.#heat.fill(0);
       this.#sampledSince = performance.now();
-      if (this.#sendsCold) this.#coldSent = this.#sendCold();
+      if (!this.#options.divider) this.#scattering = this.#sendScattered();
       // Waited for before the tail.
-      this.#coldSent.catch(() => {});
+      this.#scattering.catch(() => {});
     }
     const { guestBytes } = this.statistics;
     const wireBytes = this.#outbox.madeBytes;
@@ -499,7 +492,7 @@ export class SourceAgent {
   /** The state of the devices and what is still to come, in one flight. */
   async #sendTail(): Promise<void> {
     this.#isLeaving = true;
-    await this.#coldSent;
+    await this.#scattering;
     this.#flush();
     const isPostcopy = this.#state === 'draining';
     const { onStep } = this.#options;
@@ -525,8 +518,6 @@ export class SourceAgent {
     void this.#outbox.send(encodeFrame(frame.tail, sizes, packed)).then(() => {
       this.#isHurried = false;
     });
-    // It is about to ask, and so are its devices before it.
-    if (!this.#hasDivision) this.#wantedAt = performance.now();
     onStep?.('tail', { tailBytes: tail.length, packedBytes: packed.length, hotPages: this.#warm.length });
   }
 
@@ -556,18 +547,9 @@ export class SourceAgent {
    */
   async #sendHot(): Promise<void> {
     const hot: number[] = [];
-    const scattered: number[] = [];
-    const others: number[] = [];
-    for (const [first, count] of this.#pendingRuns)
-      for (let page = first; page < first + count; page++) {
-        const heat = this.#heat[page]!;
-        if (heat > lukewarmHeat) hot.push(page);
-        else if (heat > 0) (count <= scatteredPages ? scattered : others).push(page);
-      }
+    for (const [first, count] of this.#pending.runs())
+      for (let page = first; page < first + count; page++) if (this.#heat[page]! > 0) hot.push(page);
     hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
-    hot.push(...scattered);
-    this.#urgentPages = hot.length;
-    hot.push(...others);
     this.#warm = hot;
     const startedAt = performance.now();
     let leftBytes = ((this.#outbox.speed ?? 0) * hotMs) / 1000;
@@ -670,46 +652,36 @@ export class SourceAgent {
   }
 
   /**
-   * While the VM runs and the link has nothing else: pages that have changed before, and not in the rounds of sampling. The
-   * guest may read them all the time, and would ask for one after the other. The shortest runs go first: long ones are
-   * mostly data that is worked through once. What is written again is not cold any more, so this comes to its end; then
-   * what is seldom written, and is no such data, once more.
+   * While the VM runs and the link has nothing else: pages that have changed here and there, and not in the rounds of
+   * sampling. The guest may only read them now, so their heat says nothing; it would ask for one after the other. Those
+   * that it writes again meanwhile are pending again.
    */
-  async #sendCold(): Promise<void> {
+  async #sendScattered(): Promise<void> {
     const { link } = this.#options;
-    let pages: number[] = [];
-    let mostHeat = 0;
+    let scattered: number[] = [];
     while (!this.#isEnded && !this.#isLeaving) {
-      if (pages.length === 0 && mostHeat === 0) {
-        pages = this.#pendingOf(Number.POSITIVE_INFINITY, mostHeat);
-        if (pages.length === 0) {
-          mostHeat = lukewarmHeat;
-          pages = this.#pendingOf(scatteredPages, mostHeat);
-        }
+      if (scattered.length === 0) {
+        scattered = this.#findScattered();
+        this.#isScatteredSent = scattered.length === 0;
       }
-      if (pages.length === 0) break;
-      if (this.#outbox.isIdle && isClear(link, statsOf(link)?.deliveryRateBps ?? 0)) {
+      const mayPush = this.#outbox.isIdle && isClear(link, statsOf(link)?.deliveryRateBps ?? 0);
+      if (scattered.length > 0 && mayPush) {
         const batch = this.#spare.pop() ?? new PageBatch();
-        for (const page of pages.splice(0, this.#pagesAtOnce))
-          if (this.#pending.has(page) && this.#heat[page]! <= mostHeat) this.#takePending(batch, page, 1);
+        for (const page of scattered.splice(0, this.#pagesAtOnce))
+          if (this.#pending.has(page)) this.#takePending(batch, page, 1);
         this.#send(batch, false);
       }
       await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
     }
-    this.#isColdSent = true;
   }
 
-  /** Pending pages that are no hotter than this, in runs that are no longer; the shortest runs first. */
-  #pendingOf(mostPages: number, mostHeat: number): number[] {
-    return this.#pendingRuns
-      .filter(([, count]) => count <= mostPages)
+  /** The shortest runs first. */
+  #findScattered(): number[] {
+    const runs = this.#pending.runs().filter(([, count]) => count <= scatteredPages);
+    runs.sort(([, a], [, b]) => a - b);
+    return runs
       .flatMap(([first, count]) => Array.from({ length: count }, (_, index) => first + index))
-      .filter((page) => this.#heat[page]! <= mostHeat);
-  }
-
-  /** The shortest first. */
-  get #pendingRuns(): Run[] {
-    return this.#pending.runs().sort(([, a], [, b]) => a - b);
+      .filter((page) => this.#heat[page] === 0);
   }
 
   /** The destination takes what it can, and relays the rest. */
@@ -912,12 +884,12 @@ export class SourceAgent {
         continue;
       }
       statistics.requestedPages += 1;
-      // If it is not pending it is on its way, unless relays have it or are about to.
+      // If it is not pending it is on its way, or relays have it or are about to.
       if (this.#dividesAll) {
         this.#read(batch, page, 1);
         continue;
       }
-      if (this.#hasDivision || this.#pending.has(page)) this.#takePending(batch, page, 1);
+      this.#takePending(batch, page, 1);
       const end = page + prefetchPages;
       for (const [first, count] of this.#pending.runs(page + 1, end)) {
         this.#takePending(behind, first, count);
@@ -933,7 +905,7 @@ export class SourceAgent {
     const batch = this.#spare.pop() ?? new PageBatch();
     const most = this.#pagesAtOnce;
     // In turns with what lies behind the last page that was asked for.
-    this.#isWarmDue = !this.#isRestless || this.#warmAt < this.#urgentPages || !this.#isWarmDue;
+    this.#isWarmDue = !this.#isRestless || !this.#isWarmDue;
     while (this.#isWarmDue && this.#warmAt < this.#warm.length && batch.dataPages < most && !batch.isFull) {
       const page = this.#warm[this.#warmAt++]!;
       if (this.#pending.has(page)) this.#takePending(batch, page, 1);
