@@ -252,7 +252,12 @@ export class Pair {
     before.detach();
     const adopt = (timeoutMs: number) =>
       Machine.adopt({ id: this.#lab.id, directory, process }, { timeoutMs });
-    await assert.rejects(adopt(3000), { code: 'timeout' });
+    const found = await adopt(3000).catch((error) => assert.equal(error.code, 'timeout'));
+    if (found) {
+      // A guest that happens to want nothing for now: its QEMU is found like any other.
+      this.destination = this.#makeDestination(this.destinationJournal.at(-1)!, found);
+      return this.destination.restart();
+    }
     const paths = machinePaths(directory);
     using spare = SpareMonitor.open(paths)!;
     const silent = { paths, recover: (socketPath: string) => spare.recover(socketPath) };
