@@ -22,6 +22,7 @@ const to = fc.nat().map(() => newId());
 const digest = fc
   .uint8Array({ minLength: slabDigestBytes, maxLength: slabDigestBytes })
   .map((each) => Buffer.from(each));
+const group = digest.map((each) => each.toString('hex'));
 const fromClient: fc.Arbitrary<ClientFrame> = fc.oneof(
   fc.record({ name: fc.constant('put' as const), slab, bytes }, { noNullPrototype: true }),
   fc.record(
@@ -38,6 +39,7 @@ const fromClient: fc.Arbitrary<ClientFrame> = fc.oneof(
   fc.constant({ name: 'drop' as const }),
   fc.record({ name: fc.constant('pass' as const), slab, to }, { noNullPrototype: true }),
   fc.record({ name: fc.constant('expect' as const), slab, digest }, { noNullPrototype: true }),
+  fc.record({ name: fc.constant('share' as const), slab, group }, { noNullPrototype: true }),
 );
 const fromRelay: fc.Arbitrary<RelayFrame> = fc.oneof(
   fc.record({ name: fc.constant('free' as const), freeBytes }, { noNullPrototype: true }),

@@ -11,6 +11,7 @@ export const frame = {
   drop: 3,
   pass: 4,
   expect: 5,
+  share: 6,
   // From the relay.
   free: 64,
   held: 65,
@@ -30,7 +31,9 @@ export type ClientFrame =
   /** The slab, which is in a PUT before this, is to be given to that relay as well. */
   | { name: 'pass'; slab: number; to: Uuid }
   /** The relay is to say when it has a slab with this SHA-256, by whatever session it comes. */
-  | { name: 'expect'; slab: number; digest: Buffer };
+  | { name: 'expect'; slab: number; digest: Buffer }
+  /** What the group with this secret (32 bytes in hex) has under this number is to be this one's, too. */
+  | { name: 'share'; slab: number; group: string };
 
 export type RelayFrame =
   | { name: 'free'; freeBytes: number }
@@ -49,6 +52,8 @@ const headBytes = 5;
 const idBytes = 16;
 /** Of SHA-256. */
 export const slabDigestBytes = 32;
+/** Of what shows a relay the right to a group. */
+export const groupBytes = 32;
 
 /** Bytes of the body by type, least and most. */
 const bodyBytes: Record<number, readonly [number, number]> = {
@@ -57,6 +62,7 @@ const bodyBytes: Record<number, readonly [number, number]> = {
   [frame.drop]: [0, 0],
   [frame.pass]: [4 + idBytes, 4 + idBytes],
   [frame.expect]: [4 + slabDigestBytes, 4 + slabDigestBytes],
+  [frame.share]: [4 + groupBytes, 4 + groupBytes],
   [frame.free]: [8, 8],
   [frame.held]: [12, 12],
   [frame.full]: [12, 12],
@@ -65,7 +71,7 @@ const bodyBytes: Record<number, readonly [number, number]> = {
   [frame.passed]: [5 + idBytes, 5 + idBytes],
   [frame.here]: [13, 13],
 };
-const fromClient = new Set<number>([frame.put, frame.get, frame.drop, frame.pass, frame.expect]);
+const fromClient = new Set<number>([frame.put, frame.get, frame.drop, frame.pass, frame.expect, frame.share]);
 
 /** In pieces, so that a slab is not copied. They are the link's from then on. */
 export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
@@ -90,6 +96,8 @@ export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
     }
     case 'expect':
       return [head(frame.expect, 4 + slabDigestBytes, word(given.slab), given.digest)];
+    case 'share':
+      return [head(frame.share, 4 + groupBytes, word(given.slab), Buffer.from(given.group, 'hex'))];
     case 'here':
       return [head(frame.here, 13, word(given.slab), flag(given.isRight), long(given.freeBytes))];
     case 'free':
@@ -148,6 +156,8 @@ function decode(type: number, body: Buffer): ClientFrame | RelayFrame {
     }
     case frame.expect:
       return { name: 'expect', slab: slabOf(body), digest: Buffer.from(body.subarray(4)) };
+    case frame.share:
+      return { name: 'share', slab: slabOf(body), group: body.toString('hex', 4) };
     case frame.here:
       return { name: 'here', slab: slabOf(body), isRight: truth(body, 4), freeBytes: size(body, 5) };
     case frame.absent:

@@ -94,6 +94,11 @@ export class RelayClient {
     }
   }
 
+  /** What another group has there under this number is this one's, too: whether it is. */
+  async share(slab: number, group: string): Promise<boolean> {
+    return (await this.#ask(this.#puts, slab, { name: 'share', slab, group })) === 'held';
+  }
+
   /**
    * Resolves when a slab has come there by whatever session: whether it is the one with this SHA-256. Rejects when the
    * session ends before.

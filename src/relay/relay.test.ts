@@ -37,6 +37,32 @@ test('slabs are put and got, in any order, and dropped', async () => {
   await served;
 });
 
+test('a slab of one group is shared by another that shows its secret, and stays when the first one goes', async () => {
+  const store = new SlabStore({ quotaBytes: 16 * MiB, availableBytes: () => 2 ** 40, now: () => 0 });
+  const [first, second] = ['aa', 'bb'].map((each) => each.repeat(32)) as [string, string];
+  const connect = (secret: string) => {
+    const nameOf = (each: string) => `group ${each}`;
+    store.attach(nameOf(secret), 1000);
+    const [near, far] = duplexPair();
+    serveSlabs({ store, group: nameOf(secret), session: far, nameOf }).catch(() => {});
+    return new RelayClient(near);
+  };
+  const [one, other] = [connect(first), connect(second)];
+  const bytes = randomBytes(50_000);
+  assert.equal(await one.put(1, bytes), true);
+  const { usedBytes } = store;
+  const range = { at: 0, length: bytes.length };
+  assert.equal(await other.get(1, range), undefined, 'not before it is shared');
+  assert.equal(await other.share(1, 'cc'.repeat(32)), false, 'a group that nobody knows');
+  assert.equal(await other.share(2, first), false, 'a slab that it does not have');
+  assert.equal(await other.share(1, first), true);
+  assert.equal(store.usedBytes, usedBytes, 'it takes its room once');
+  one.drop();
+  assert.equal(await one.get(1, range), undefined);
+  assert.ok((await other.get(1, range))?.equals(bytes));
+  assert.equal(await one.share(1, second), false, 'a group that was dropped takes nothing any more');
+});
+
 test('a relay that is full says so, and goes on with what it has', async () => {
   const { client } = start(100_000);
   assert.equal(await client.put(1, randomBytes(60_000)), true);

@@ -17,14 +17,19 @@ export interface ServeOptions {
   /** The name of the group in the store, to which the session is attached already. */
   group: string;
   session: Duplex;
+  /** The name in the store of the group with this secret. Missing where no group takes slabs of another. */
+  nameOf?: ((secret: string) => string) | undefined;
   /** Missing where nothing is given on to other relays. It is closed with the session. */
   passOn?: PassOn | undefined;
 }
 
-export type ServedStore = Pick<SlabStore, 'put' | 'get' | 'drop' | 'whenHeld' | 'remove' | 'freeBytes'>;
+export type ServedStore = Pick<
+  SlabStore,
+  'put' | 'get' | 'drop' | 'share' | 'whenHeld' | 'remove' | 'freeBytes'
+>;
 
 /** Resolves when the client has ended; throws what broke the session, and destroys it. */
-export async function serveSlabs({ store, group, session, passOn }: ServeOptions): Promise<void> {
+export async function serveSlabs({ store, group, session, nameOf, passOn }: ServeOptions): Promise<void> {
   const answers = new Answers(session, (slab) => store.get(group, slab));
   const expected = new Map<number, () => void>();
   try {
@@ -77,6 +82,9 @@ export async function serveSlabs({ store, group, session, passOn }: ServeOptions
           pass(next);
         } else if (next.name === 'expect') {
           expect(next);
+        } else if (next.name === 'share') {
+          const isHeld = nameOf !== undefined && store.share(group, next.slab, nameOf(next.group));
+          answers.add({ name: isHeld ? 'held' : 'full', slab: next.slab, freeBytes: store.freeBytes });
         } else {
           store.drop(group);
           answers.add({ name: 'free', freeBytes: store.freeBytes });

@@ -80,6 +80,25 @@ test('nobody gets a longer lease than there is, and an empty group leaves nothin
   assert.equal(store.groups().size, 0);
 });
 
+test('what groups share is held as long as one of them has it, and counted once', () => {
+  const store = open(MiB);
+  now = 0;
+  for (const group of ['a', 'b', 'c']) store.attach(group, 1000);
+  store.put('a', 1, Buffer.alloc(900_000, 1));
+  const { usedBytes } = store;
+  assert.equal(store.share('b', 1, 'a'), true, 'though there would be no room for another one');
+  assert.equal(store.share('b', 1, 'a'), true);
+  assert.equal(store.share('c', 1, 'b'), true);
+  store.drop('a');
+  store.remove('c', 1);
+  assert.equal(store.get('b', 1)?.[0], 1);
+  assert.equal(store.usedBytes, usedBytes);
+  store.detach('b');
+  now = 1000;
+  assert.deepEqual(store.expire(), ['b']);
+  assert.equal(store.usedBytes, 0);
+});
+
 test('there is an end to the number of groups', () => {
   const store = open(MiB);
   let groups = 0;
@@ -90,6 +109,9 @@ test('there is an end to the number of groups', () => {
 
 test('whatever is put, dropped and left: the bytes add up and the quota holds', () => {
   const store = open(50_000);
+  const groups = ['0', '1', '2', '3', '4'];
+  const slabs = Array.from({ length: 30 }, (_, index) => index + 1);
+  const overheadBytes = 256;
   now = 0;
   for (let turn = 0; turn < 5000; turn++) {
     const group = String(randomInt(5));
@@ -98,9 +120,15 @@ test('whatever is put, dropped and left: the bytes add up and the quota holds', 
     else if (what === 1 && (store.groups().get(group)?.sessions ?? 0) > 0) store.detach(group);
     else if (what === 2) store.drop(group);
     else if (what === 3) store.expire();
+    else if (what === 4) store.share(group, 1 + randomInt(30), String(randomInt(5)));
     else store.put(group, 1 + randomInt(30), Buffer.alloc(1 + randomInt(8000)));
     now += randomInt(200);
-    const sum = [...store.groups().values()].reduce((total, { bytes }) => total + bytes, 0);
+    const held = new Set(
+      groups.flatMap((each) =>
+        slabs.map((slab) => store.get(each, slab)).filter((bytes) => bytes !== undefined),
+      ),
+    );
+    const sum = [...held].reduce((total, { length }) => total + length + overheadBytes, 0);
     assert.equal(sum, store.usedBytes);
     assert.ok(store.usedBytes <= 50_000 && store.freeBytes >= 0);
   }

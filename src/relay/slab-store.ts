@@ -1,6 +1,7 @@
 /**
  * What a relay holds: sealed slabs in memory, by group (one migration of one source) and number. Nothing is reserved:
- * a slab is taken while there is room at that moment. Pure but for the two functions it is given.
+ * a slab is taken while there is room at that moment. Groups may share slabs, which then are held as long as one of them
+ * has them. Pure but for the two functions it is given.
  *
  * Invariants: the bytes held never exceed the quota that held when the last of them was taken; a group outlives its
  * last session by its lease and no more.
@@ -20,10 +21,17 @@ export interface GroupFacts {
   sessions: number;
 }
 
+interface Held {
+  bytes: Buffer;
+  /** How many have it. */
+  groups: number;
+}
+
 interface Group {
-  slabs: Map<number, Buffer>;
+  slabs: Map<number, Held>;
   /** Told when a slab is there. */
   expected: Map<number, Set<() => void>>;
+  /** Of its slabs, whoever else has them. */
   bytes: number;
   sessions: number;
   leaseMs: number;
@@ -94,18 +102,43 @@ export class SlabStore {
     const group = this.#groups.get(name);
     if (!group || group.isDropped) return false;
     if (group.slabs.has(slab)) return true;
-    const cost = bytes.length + overheadBytes;
-    if (cost > this.freeBytes) return false;
+    if (costOf({ bytes }) > this.freeBytes) return false;
     // A buffer of its own: one out of Node's pool would keep 64 KiB alive for it.
     const copy = Buffer.allocUnsafeSlow(bytes.length);
     copy.set(bytes);
-    group.slabs.set(slab, copy);
+    this.#hold(group, slab, { bytes: copy, groups: 0 });
+    return true;
+  }
+
+  /**
+   * What that other group has under this number is this one's, too: it takes no room, and stays when the other one goes.
+   * False when it is not there.
+   */
+  share(name: string, slab: number, from: string): boolean {
+    const group = this.#groups.get(name);
+    const held = this.#groups.get(from)?.slabs.get(slab);
+    if (!group || group.isDropped || !held) return false;
+    if (!group.slabs.has(slab)) this.#hold(group, slab, held);
+    return true;
+  }
+
+  #hold(group: Group, slab: number, held: Held): void {
+    const cost = costOf(held);
+    if (held.groups === 0) this.#usedBytes += cost;
+    held.groups += 1;
+    group.slabs.set(slab, held);
     group.bytes += cost;
-    this.#usedBytes += cost;
     const expected = group.expected.get(slab);
     group.expected.delete(slab);
     for (const onHeld of expected ?? []) onHeld();
-    return true;
+  }
+
+  #letGo(group: Group, slab: number, held: Held): void {
+    const cost = costOf(held);
+    held.groups -= 1;
+    if (held.groups === 0) this.#usedBytes -= cost;
+    group.slabs.delete(slab);
+    group.bytes -= cost;
   }
 
   /** Calls back once, when the slab is there, perhaps at once. The answer withdraws the wish. */
@@ -128,26 +161,21 @@ export class SlabStore {
   /** Forgets one slab, which is not what it should be. */
   remove(name: string, slab: number): void {
     const group = this.#groups.get(name);
-    const bytes = group?.slabs.get(slab);
-    if (!group || !bytes) return;
-    group.slabs.delete(slab);
-    group.bytes -= bytes.length + overheadBytes;
-    this.#usedBytes -= bytes.length + overheadBytes;
+    const held = group?.slabs.get(slab);
+    if (group && held) this.#letGo(group, slab, held);
   }
 
   /** Never changed afterwards. */
   get(name: string, slab: number): Buffer | undefined {
-    return this.#groups.get(name)?.slabs.get(slab);
+    return this.#groups.get(name)?.slabs.get(slab)?.bytes;
   }
 
   /** Forgets what the group holds, for good. */
   drop(name: string): void {
     const group = this.#groups.get(name);
     if (!group) return;
-    this.#usedBytes -= group.bytes;
-    group.bytes = 0;
     group.isDropped = true;
-    group.slabs.clear();
+    for (const [slab, held] of group.slabs) this.#letGo(group, slab, held);
     if (group.sessions === 0) this.#groups.delete(name);
   }
 
@@ -164,6 +192,8 @@ export class SlabStore {
     return new Map([...this.#groups].map(([name, group]) => [name, facts(group)]));
   }
 }
+
+const costOf = ({ bytes }: { bytes: Uint8Array }): number => bytes.length + overheadBytes;
 
 const newGroup = (): Group => ({
   slabs: new Map(),

@@ -97,8 +97,7 @@ export class RelayService {
       throw new AppError('invalid_request', 'This is no session of a relay', {
         problems: [{ field: 'hello', wanted: 'migrationId, group, leaseS' }],
       });
-    // Whoever looks into this process finds no right to any slab.
-    const group = createHash('sha256').update(secret).digest('hex');
+    const group = groupOf(secret);
     const isNew = !this.#lendings.has(group);
     if (isNew && this.freeBytes === 0)
       throw new AppError('insufficient_memory', 'This cloudlet lends no memory now', { freeBytes: 0 });
@@ -113,7 +112,7 @@ export class RelayService {
           this.#begin(group, { migrationId, cloudlet: this.#options.nameOf(cloudletId) ?? cloudletId });
         // The secret is known as long as the session is there, for only with it others take what is given on.
         const passOn = new PassOn((relay) => this.#options.openRelay(relay, migrationId, secret));
-        serveSlabs({ store: this.#served, group, session, passOn })
+        serveSlabs({ store: this.#served, group, session, nameOf: groupOf, passOn })
           // Whoever is at the other end knows what it means.
           .catch(() => {})
           .finally(() => {
@@ -148,3 +147,6 @@ export class RelayService {
     }
   }
 }
+
+/** Whoever looks into this process finds no right to any slab. */
+const groupOf = (secret: string): string => createHash('sha256').update(secret).digest('hex');
