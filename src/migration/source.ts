@@ -41,6 +41,7 @@ import { dropMirror, finishMirror, setMirrorSpeed, startMirror, waitUntilMirrore
 import { ProgressTracker } from './progress.ts';
 import type { Ticket, ToDestination, ToSource } from './protocol.ts';
 import { Divider } from './relayed/divider.ts';
+import type { Pool } from './relayed/pool.ts';
 import {
   isSourceOver,
   type SourceEffect,
@@ -59,6 +60,8 @@ export interface SourceSurroundings {
   openSession: (purpose: SessionPurpose, ticket: Ticket, signal: AbortSignal) => Promise<Duplex>;
   /** A session of a group of slabs with a relay. Missing where nothing is relayed. */
   openRelay?: (id: Uuid, group: string) => Promise<Duplex>;
+  /** Of VMs that leave at the same time and may share slabs; asked once for each division. Missing: with none. */
+  pool?: () => Pool | undefined;
   /** The index of a reference set that the destination holds; `undefined` when it is not known here. */
   openIndex?: (name: SetName) => Promise<SetIndex | undefined>;
   /** Keeps the memory of the VM, which has left, for its way back. Missing where nothing is kept. */
@@ -672,7 +675,13 @@ export class SourceMigration {
       name,
       open: (group: string) => openRelay(id, group),
     }));
-    const divider = new Divider({ migrationId: this.#id, relays, replicas: relayed.replicas });
+    const divider = new Divider({
+      migrationId: this.#id,
+      relays,
+      replicas: relayed.replicas,
+      // What a custodian is given stands on itself.
+      pool: relayed.custodian ? undefined : this.#around.pool?.(),
+    });
     await divider.open();
     return divider;
   }

@@ -42,7 +42,9 @@ import {
   startSection,
 } from '../../stream/index.ts';
 import {
+  mostPages,
   parseAlike,
+  parseBorrowed,
   parseDivision,
   parseRuns,
   parseSlab,
@@ -57,7 +59,15 @@ import type { GuestRam } from './guest-memory.ts';
 import { type Hello, type Layout, parseHello, parseLayout } from './handshake.ts';
 import { PageFeed } from './page-feed.ts';
 import { PageSet } from './page-set.ts';
-import { isSqueezed, openSet, type PageRun, Rebuilder, type Unpacked, unpack } from './rebuilder.ts';
+import {
+  isSqueezed,
+  openSet,
+  type PageRun,
+  Rebuilder,
+  type Rebuilt,
+  type Unpacked,
+  unpack,
+} from './rebuilder.ts';
 
 const compress = promisify(zstdCompress);
 const decompress = promisify(zstdDecompress);
@@ -124,6 +134,8 @@ export class DestinationAgent {
   #table: BlockTable | undefined;
   #feed: PageFeed | undefined;
   #rebuilder: Rebuilder | undefined;
+  /** Of slabs with pages of another VM. */
+  #borrowing: Rebuilder | undefined;
   #answers: AnswerParser | undefined;
   #state: 'filling' | 'lacking' | 'done' = 'filling';
   /** Filling: what must come again. Lacking: what is yet to come. */
@@ -295,11 +307,21 @@ export class DestinationAgent {
     if (this.#unpacking >= mostUnpacking) await before;
   }
 
-  /** `pagesOf`: which pages have the content of one of its pages; itself if missing. */
-  async #take(batch: Unpacked, pagesOf?: (page: number) => number[]): Promise<void> {
-    const rebuilt = await this.#rebuilder!.rebuild(batch);
-    const { missed, lost } = rebuilt;
-    const runs = pagesOf ? rebuilt.runs.flatMap((run) => spread(run, pagesOf)) : rebuilt.runs;
+  async #take(batch: Unpacked): Promise<void> {
+    await this.#place(await this.#rebuilder!.rebuild(batch));
+  }
+
+  /** What is in a part of a slab, for all pages that it is good for. */
+  async #takeSlab(batch: Unpacked, manifest: Manifest, slab: number): Promise<void> {
+    const isBorrowed = manifest.isBorrowed(slab);
+    if (isBorrowed) this.#borrowing ??= new Rebuilder({ pages: mostPages, sets: [], memory: undefined });
+    const rebuilt = await (isBorrowed ? this.#borrowing! : this.#rebuilder!).rebuild(batch);
+    if (isBorrowed && rebuilt.missed.length > 0) throw agentError(`slab ${slab} with references`);
+    const pagesOf = (page: number) => manifest.pagesOf(slab, page);
+    await this.#place({ ...rebuilt, runs: rebuilt.runs.flatMap((run) => spread(run, pagesOf)) });
+  }
+
+  async #place({ runs, missed, lost }: Rebuilt): Promise<void> {
     if (lost.length > 0) this.#options.link?.write(encodeFrame(frame.lost, Buffer.from(lost)));
     this.#note(runs);
     if (this.#state === 'filling') {
@@ -447,11 +469,7 @@ export class DestinationAgent {
       missing: this.#missing,
       place: async (body, slab) => {
         const unpacked = await unpack(body);
-        const pagesOf = (page: number) => [
-          ...(manifest.isGood(page, slab) ? [page] : []),
-          ...manifest.sharersOfPage(slab, page),
-        ];
-        await this.#inTurn(() => this.#take(unpacked, pagesOf));
+        await this.#inTurn(() => this.#takeSlab(unpacked, manifest, slab));
       },
       placeZeroes: (runs) => this.#inTurn(() => this.#takeZeroes(runs)),
       onLost: merging.onLost,
@@ -461,6 +479,7 @@ export class DestinationAgent {
   async #learn(manifest: Manifest, type: number, body: Buffer): Promise<void> {
     const { pages } = this.#table!;
     if (type === frame.slab) manifest.add(parseSlab(body, pages, manifest.division));
+    else if (type === frame.borrowed) manifest.add(parseBorrowed(body, manifest.division));
     else if (type === frame.zeroes) manifest.addZeroes(parseRuns(body, pages));
     else if (type === frame.alike) manifest.addAlike(parseAlike(body, pages));
     else if (type === frame.stale) manifest.addStale(parseStale(body, pages));

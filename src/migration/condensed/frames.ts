@@ -3,7 +3,7 @@ import { AppError } from '../../model/errors.ts';
 import { KiB, MiB } from '../../model/units.ts';
 import { ByteQueue } from '../../stream/index.ts';
 
-export const protocolVersion = 3;
+export const protocolVersion = 4;
 
 export const frame = {
   // From the source.
@@ -24,6 +24,7 @@ export const frame = {
   stale: 15,
   alike: 16,
   mark: 17,
+  borrowed: 18,
   // From the destination.
   offer: 64,
   want: 65,

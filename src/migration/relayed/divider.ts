@@ -5,6 +5,9 @@
  *
  * A slab leaves once: the relay that has it gives it on to others, each of which says to the source itself that it has
  * come, and is what was sent. Where that takes long, the source sends it again.
+ *
+ * A slab of another VM of its pool is *borrowed*: relays that hold it hold it for this one as well, and say so to this one.
+ * From then on it is as a slab of its own, but that nothing of it had to leave.
  */
 import { hash, randomBytes } from 'node:crypto';
 import type { Duplex } from 'node:stream';
@@ -12,9 +15,10 @@ import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { DivisionStatistics } from '../../model/migration.ts';
 import { KiB, MiB } from '../../model/units.ts';
-import { keyBytes, newKey, RelayClient, Seal } from '../../relay/index.ts';
+import { keyBytes, RelayClient, Seal } from '../../relay/index.ts';
 import {
   type AlikePage,
+  bytesOf,
   type Division,
   encodeAlike,
   encodeDivision,
@@ -25,6 +29,7 @@ import {
   type Run,
 } from './division.ts';
 import { passingWindowOf, place, type RelayView } from './placement.ts';
+import { type Content, Pool, type PooledSlab } from './pool.ts';
 
 export interface RelayEnd {
   id: Uuid;
@@ -38,6 +43,10 @@ export interface DividerOptions {
   relays: readonly RelayEnd[];
   /** How many relays hold each slab. */
   replicas: number;
+  /** With other VMs; missing where it shares with none. */
+  pool?: Pool | undefined;
+  /** How long it waits for a slab of theirs that is not with relays yet; 15 s if missing. */
+  patienceMs?: number;
 }
 
 export interface SlabContent {
@@ -72,11 +81,10 @@ const mostInTheMaking = 2;
 const slowMs = 4000;
 /** While nothing else leaves, a replica that another relay is to make is waited for no longer than this. */
 const idleMs = 250;
-/** Contents that are known again: 100 bytes each, about. */
-const mostContents = 500_000;
-/** Of a digest, as the name of a content. */
-const nameBytes = 16;
 const tickMs = 50;
+const defaultPatienceMs = 15_000;
+/** Slabs of other VMs that it waits for. */
+const mostBorrowing = 512;
 
 interface End extends RelayEnd {
   client: RelayClient | undefined;
@@ -87,20 +95,20 @@ interface End extends RelayEnd {
 }
 
 interface Placed {
+  /** Its own pages there: none in a borrowed one. */
   runs: readonly Run[];
   holders: Set<number>;
 }
 
 export class Divider {
   readonly #options: DividerOptions;
-  readonly #key = newKey();
+  readonly #pool: Pool;
   readonly #group = randomBytes(keyBytes).toString('hex');
   readonly #seal: Seal;
   readonly #ends: End[];
   readonly #placed = new Map<number, Placed>();
   #isEnded = false;
   #host: DividerHost | undefined;
-  #nextSlab = 1;
   #inFlight = { slabs: 0, bytes: 0 };
   #making = 0;
   #change = Promise.withResolvers<void>();
@@ -108,10 +116,12 @@ export class Divider {
   #placedBytes = 0;
   #zeroPages = 0;
   #alikePages = 0;
+  #borrowedPages = 0;
   /** Of slabs that are placed, or are to be: pages that were said to be like theirs. */
   readonly #sharers = new Map<number, number[]>();
-  /** By digest. Those of slabs that are no more are passed over. */
-  readonly #contents = new Map<string, { slab: number; page: number }>();
+  /** Slabs of other VMs that relays were asked to hold for this one as well: once, whatever came of it. */
+  readonly #borrowed = new Set<number>();
+  #borrowing = 0;
   /** Replicas that other relays are to make. */
   readonly #passes = new Set<{ since: number; giveUp: () => void }>();
   /** When something was on its way from here to a relay last. */
@@ -120,7 +130,9 @@ export class Divider {
 
   constructor(options: DividerOptions) {
     this.#options = options;
-    this.#seal = new Seal(this.#key, options.migrationId);
+    this.#pool = options.pool ?? new Pool(options.migrationId);
+    this.#pool.join(this.#group);
+    this.#seal = new Seal(this.#pool.key, this.#pool.id);
     this.#ends = options.relays
       .slice(0, mostRelays)
       .map((relay) => ({ ...relay, client: undefined, slabs: 0, bytes: 0, passingBytes: 0 }));
@@ -146,11 +158,12 @@ export class Divider {
   begin(host: DividerHost): void {
     this.#host = host;
     this.#timer ??= setInterval(() => this.#hurry(), tickMs);
-    const { migrationId, replicas } = this.#options;
+    const { migrationId, replicas, pool } = this.#options;
     const relays = this.#ends.map(({ id }) => id);
     const division: Division = {
       migrationId,
-      key: this.#key,
+      ...(pool && { pool: pool.id }),
+      key: this.#pool.key,
       group: this.#group,
       relays,
       replicas,
@@ -162,6 +175,7 @@ export class Divider {
   /** Whether it takes another slab now. */
   get hasRoom(): boolean {
     const { slabs, bytes } = this.#inFlight;
+    if (this.#borrowing >= mostBorrowing) return false;
     if (this.#making >= mostInTheMaking || slabs >= mostSlabsInFlight || bytes >= mostInFlightBytes)
       return false;
     // One that would only wait for its relays is not made yet.
@@ -176,7 +190,7 @@ export class Divider {
 
   /** Every slab that it took is placed, or given back. */
   get isSettled(): boolean {
-    return this.#inFlight.slabs === 0;
+    return this.#inFlight.slabs === 0 && this.#borrowing === 0;
   }
 
   /** Slabs that are placed now. */
@@ -188,7 +202,7 @@ export class Divider {
   add(fill: (slab: number) => Promise<SlabContent | undefined>, pages: readonly Run[]): void {
     this.#inFlight.slabs += 1;
     // By the order in which they were read.
-    const slab = this.#nextSlab++;
+    const slab = this.#pool.begin(this.#group);
     this.#sharers.set(slab, []);
     this.#add(slab, fill(slab))
       .catch(() => {
@@ -204,12 +218,58 @@ export class Divider {
   /**
    * Where content with this digest is, if it is in a slab already. If not, it will be in this one, as this page.
    */
-  like(digest: Buffer, slab: number, page: number): { slab: number; page: number } | undefined {
-    const name = digest.toString('latin1', 0, nameBytes);
-    const known = this.#contents.get(name);
-    if (known && this.#sharers.has(known.slab)) return known;
-    if (known || this.#contents.size < mostContents) this.#contents.set(name, { slab, page });
+  like(digest: Buffer, slab: number, page: number): Content | undefined {
+    const known = this.#pool.find(digest);
+    if (known && (this.#sharers.has(known.slab) || this.#borrow(known.slab))) return known;
+    this.#pool.note(digest, { slab, page });
     return undefined;
+  }
+
+  /** Whether it is a slab of another VM: then relays are asked to hold it for this one as well. */
+  #borrow(slab: number): boolean {
+    const placed = this.#borrowed.has(slab) ? undefined : this.#pool.ofOthers(slab, this.#group);
+    if (!placed) return false;
+    this.#borrowed.add(slab);
+    this.#sharers.set(slab, []);
+    this.#borrowing += 1;
+    this.#takeShare(slab, placed)
+      .catch(() => false)
+      .then((isHeld) => {
+        if (!isHeld) this.#giveBackSharers(slab);
+      })
+      .finally(() => {
+        this.#borrowing -= 1;
+        this.#host?.wake();
+      });
+    return true;
+  }
+
+  /** Whether as many relays as wanted hold it for this VM now. */
+  async #takeShare(slab: number, placing: Promise<PooledSlab | undefined>): Promise<boolean> {
+    const { replicas, patienceMs = defaultPatienceMs } = this.#options;
+    const pooled = await within(patienceMs, placing);
+    if (!pooled || this.#isEnded) return false;
+    const asked = [...this.#ends.entries()].filter(
+      ([, { id, client }]) => client?.isAlive && pooled.relays.includes(id),
+    );
+    if (asked.length < replicas) return false;
+    const holders = new Set<number>();
+    await Promise.all(
+      asked.map(async ([number, { client }]) => {
+        const sharing = client!.share(slab, pooled.group).catch(() => false);
+        if (await within(slowMs, sharing)) holders.add(number);
+      }),
+    );
+    const placed: Placed = { runs: [], holders };
+    if (this.#isThin(placed)) {
+      this.#pool.lose(slab);
+      return false;
+    }
+    this.#placed.set(slab, placed);
+    const { parts, runs } = pooled;
+    this.#placedBytes += bytesOf(parts);
+    this.#host?.tell(encodeSlab({ slab, parts, holders: [...holders], runs: [...runs], isBorrowed: true }));
+    return true;
   }
 
   addZeroes(runs: readonly Run[]): void {
@@ -219,7 +279,7 @@ export class Divider {
 
   /** Of these pages nothing is good that was added until now. */
   addStale(runs: Run[]): void {
-    if (runs.length > 0) this.#host?.tell(encodeStale({ slab: this.#nextSlab, runs }));
+    if (runs.length > 0) this.#host?.tell(encodeStale({ slab: this.#pool.nextSlab, runs }));
   }
 
   /** How fast relays take what is sent to them, all together. */
@@ -227,7 +287,7 @@ export class Divider {
     return this.#ends.reduce((sum, { client }) => sum + (client?.bytesPerSecond ?? 0), 0);
   }
 
-  /** Of slabs that are placed, each counted once. */
+  /** Of slabs that are placed, borrowed ones among them, each counted once. */
   get placedBytes(): number {
     return this.#placedBytes;
   }
@@ -245,6 +305,7 @@ export class Divider {
       slabs: this.#slabs,
       zeroPages: this.#zeroPages,
       alikePages: this.#alikePages,
+      ...(this.#borrowedPages > 0 && { borrowedPages: this.#borrowedPages }),
       relays,
     };
   }
@@ -252,6 +313,7 @@ export class Divider {
   /** Lets go of the relays, which keep what they hold; or drops it there, when nobody will come for it. */
   end({ drop }: { drop: boolean }): void {
     this.#host = undefined;
+    if (!this.#isEnded) this.#pool.leave(this.#group, { dropped: drop });
     this.#isEnded = true;
     clearInterval(this.#timer);
     for (const { client } of this.#ends) {
@@ -266,16 +328,12 @@ export class Divider {
       this.#making -= 1;
       this.#host?.wake();
     });
-    if (!known) {
-      this.#sharers.delete(slab);
+    if (known) this.#addAlike(slab, known.alike);
+    if (!known || known.parts.length === 0) {
+      this.#forget(slab);
       return;
     }
-    const { parts, runs, alike } = known;
-    this.#addAlike(slab, alike);
-    if (parts.length === 0) {
-      this.#sharers.delete(slab);
-      return;
-    }
+    const { parts, runs } = known;
     const sealedParts = parts.map((part, number) => this.#seal.close(slab, number, part));
     const sealed = Buffer.concat(sealedParts);
     this.#inFlight.bytes += sealed.length;
@@ -291,14 +349,10 @@ export class Divider {
         this.#ends[holder]!.slabs += 1;
         this.#ends[holder]!.bytes += sealed.length;
       }
-      this.#host?.tell(
-        encodeSlab({
-          slab,
-          parts: sealedParts.map(({ length }) => length),
-          holders: [...holders],
-          runs: [...runs],
-        }),
-      );
+      const lengths = sealedParts.map(({ length }) => length);
+      this.#host?.tell(encodeSlab({ slab, parts: lengths, holders: [...holders], runs: [...runs] }));
+      const relays = [...holders].map((holder) => this.#ends[holder]!.id);
+      this.#pool.place(slab, { group: this.#group, parts: lengths, runs, relays });
     } finally {
       this.#inFlight.bytes -= sealed.length;
     }
@@ -313,13 +367,20 @@ export class Divider {
       return sharers !== undefined;
     });
     this.#alikePages += pages.length;
+    this.#borrowedPages += pages.filter(({ slab }) => this.#borrowed.has(slab)).length;
     if (pages.length > 0) this.#host?.tell(encodeAlike({ number, pages }));
   }
 
   #giveBackSharers(slab: number): void {
     const pages = this.#sharers.get(slab);
-    this.#sharers.delete(slab);
+    this.#forget(slab);
     if (pages && pages.length > 0) this.#host?.giveBack(pages.map((page): Run => [page, 1]));
+  }
+
+  /** Nothing is said to be like what is in it any more. */
+  #forget(slab: number): void {
+    this.#sharers.delete(slab);
+    this.#pool.forget(slab, this.#group);
   }
 
   /** Rejects when there are not enough relays that take it. */
@@ -448,7 +509,8 @@ export class Divider {
 
   /** What it held has one replica less: the source takes care of it again. */
   #lose(number: number): void {
-    for (const [slab, placed] of this.#placed)
+    // When it has ended it is only the session that is over.
+    for (const [slab, placed] of this.#isEnded ? [] : this.#placed)
       if (placed.holders.has(number) && this.#isThin(placed)) this.#giveBack(slab);
     this.#changed();
     this.#host?.wake();
@@ -468,13 +530,18 @@ export class Divider {
   }
 
   /** Resolves when something changed, or after so long. */
-  async #changeWithin(ms: number): Promise<void> {
-    const late = Promise.withResolvers<void>();
-    const timer = setTimeout(late.resolve, ms);
-    try {
-      await Promise.race([this.#change.promise, late.promise]);
-    } finally {
-      clearTimeout(timer);
-    }
+  #changeWithin(ms: number): Promise<void> {
+    return within(ms, this.#change.promise);
+  }
+}
+
+/** What it resolves with, or nothing after so long. */
+async function within<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {
+  const late = Promise.withResolvers<undefined>();
+  const timer = setTimeout(late.resolve, ms, undefined);
+  try {
+    return await Promise.race([promise, late.promise]);
+  } finally {
+    clearTimeout(timer);
   }
 }

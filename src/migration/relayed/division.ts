@@ -20,6 +20,8 @@ export type Run = readonly [number, number];
 
 export interface Division {
   migrationId: Uuid;
+  /** Of VMs that leave together and share their slabs; see `Pool`. Missing where it shares with nobody. */
+  pool?: Uuid;
   /** With this slabs are sealed; relays never see it. */
   key: Buffer;
   /** Whoever shows it to a relay may have the slabs. 32 bytes in hex. */
@@ -37,16 +39,24 @@ export interface Slab {
   parts: number[];
   /** Numbers of the relays that hold it. */
   holders: number[];
+  /** Of a borrowed one: pages of the VM that has put it there. */
   runs: Run[];
+  /** Another VM of the pool has put it there, and relays hold it for this one as well. */
+  isBorrowed?: true;
 }
 
 export const mostRelays = 32;
+/** As many as a layout has. */
+export const mostPages = 2 ** 30;
 
 export function encodeDivision(division: Division): Buffer {
   return encodeJson(frame.division, divisionJson(division));
 }
 
 export const divisionJson = ({ key, ...others }: Division) => ({ ...others, key: key.toString('hex') });
+
+/** What the slabs are sealed for. */
+export const sealedFor = ({ pool, migrationId }: Division): Uuid => pool ?? migrationId;
 
 export function parseDivision(body: Buffer): Division {
   let value: Record<string, unknown>;
@@ -60,7 +70,7 @@ export function parseDivision(body: Buffer): Division {
 
 /** From what JSON gave. Throws for anything else. */
 export function divisionOf(value: Record<string, unknown>): Division {
-  const { migrationId, key, group, relays, replicas, partPages } = value ?? {};
+  const { migrationId, pool, key, group, relays, replicas, partPages } = value ?? {};
   const isHex = (text: unknown): text is string =>
     typeof text === 'string' && text.length === 2 * keyBytes && /^[0-9a-f]+$/.test(text);
   const areRelays =
@@ -71,12 +81,14 @@ export function divisionOf(value: Record<string, unknown>): Division {
     typeof migrationId === 'string' && isUuid(migrationId) && isHex(key) && isHex(group) && areRelays;
   const isCount = (count: unknown, most: number): count is number =>
     Number.isInteger(count) && (count as number) >= 1 && (count as number) <= most;
-  if (!isSound || !isCount(replicas, mostRelays) || !isCount(partPages, batchPages))
+  const isPool = pool === undefined || (typeof pool === 'string' && isUuid(pool));
+  if (!isSound || !isPool || !isCount(replicas, mostRelays) || !isCount(partPages, batchPages))
     throw agentError('a division that is none');
-  return { migrationId, key: Buffer.from(key, 'hex'), group, relays, replicas, partPages };
+  const ofPool = pool === undefined ? {} : { pool };
+  return { migrationId, ...ofPool, key: Buffer.from(key, 'hex'), group, relays, replicas, partPages };
 }
 
-export function encodeSlab({ slab, parts, holders, runs }: Slab): Buffer {
+export function encodeSlab({ slab, parts, holders, runs, isBorrowed }: Slab): Buffer {
   const head = Buffer.alloc(5 + holders.length + 1);
   head.writeUInt32BE(slab);
   head[4] = holders.length;
@@ -85,7 +97,7 @@ export function encodeSlab({ slab, parts, holders, runs }: Slab): Buffer {
   const sizes = Buffer.alloc(parts.length * mostNumberBytes);
   let at = 0;
   for (const bytes of parts) at = writeNumber(sizes, at, bytes);
-  return encodeFrame(frame.slab, head, sizes.subarray(0, at), encodeRuns(runs));
+  return encodeFrame(isBorrowed ? frame.borrowed : frame.slab, head, sizes.subarray(0, at), encodeRuns(runs));
 }
 
 export function parseSlab(body: Buffer, pages: number, { relays, partPages }: Division): Slab {
@@ -106,6 +118,12 @@ export function parseSlab(body: Buffer, pages: number, { relays, partPages }: Di
     throw agentError(`a slab of ${count} pages in ${parts.length} parts`);
   return { slab, parts, holders, runs };
 }
+
+/** Its pages are those of another VM, of which nothing is known. */
+export const parseBorrowed = (body: Buffer, division: Division): Slab => ({
+  ...parseSlab(body, mostPages, division),
+  isBorrowed: true,
+});
 
 /** Where parts `first` to `last` lie in the slab. */
 export const rangeOf = ({ parts }: Slab, first: number, last: number): { at: number; length: number } => ({
@@ -137,7 +155,7 @@ export interface Alike {
 export interface AlikePage {
   page: number;
   slab: number;
-  /** The page in it. */
+  /** The page in it, which in a borrowed slab is another VM's. */
   like: number;
 }
 
@@ -164,8 +182,9 @@ export function parseAlike(body: Buffer, pages: number): Alike {
     page += unzigzag(readNumber(cursor));
     const slab = readNumber(cursor);
     const like = page + unzigzag(readNumber(cursor));
-    const isThere = (each: number) => each >= 0 && each < pages;
-    if (!isThere(page) || !isThere(like) || slab === 0) throw agentError(`page ${page} like ${like}`);
+    const isIn = (each: number, most: number) => each >= 0 && each < most;
+    if (!isIn(page, pages) || !isIn(like, mostPages) || slab === 0)
+      throw agentError(`page ${page} like ${like}`);
     found.push({ page, slab, like });
   }
   return { number: body.readUInt32BE(0), pages: found };

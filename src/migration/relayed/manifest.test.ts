@@ -10,7 +10,9 @@ import {
   encodeAlike,
   encodeDivision,
   encodeSlab,
+  mostPages,
   parseAlike,
+  parseBorrowed,
   parseDivision,
   parseRuns,
   parseSlab,
@@ -187,10 +189,57 @@ test('a page that is like one in a slab is there, as long as nothing newer is sa
     [4, [20, 21]],
     [5, [3]],
   ]);
-  assert.deepEqual(manifest.sharersOfPage(1, 5), [3]);
+  assert.deepEqual(
+    [manifest.pagesOf(1, 5), manifest.pagesOf(1, 4)],
+    [
+      [5, 3],
+      [4, 20, 21],
+    ],
+  );
   const read = Manifest.fromBytes(manifest.toBytes());
   assert.deepEqual(read.sharersOf(1), manifest.sharersOf(1));
   assert.equal(read.whereIs(20)?.page, 4);
+});
+
+test('of a slab that another VM has put there only what is said to be alike is of use', () => {
+  const ofPool = { ...division, pool: newId() };
+  assert.deepEqual(parseDivision(bodyOf(encodeDivision(ofPool))), ofPool);
+  assert.throws(
+    () => parseDivision(bodyOf(encodeDivision({ ...division, pool: 'all' }))),
+    /a division that is none/,
+  );
+  const manifest = new Manifest(ofPool, layout);
+  const borrowed: Slab = {
+    slab: 7,
+    parts: [100, 20, 3],
+    holders: [0, 2],
+    // That VM has more memory, and a page 50 of its own.
+    runs: [
+      [50, 6],
+      [5000, 12],
+    ],
+    isBorrowed: true,
+  };
+  assert.deepEqual(parseBorrowed(bodyOf(encodeSlab(borrowed)), ofPool), borrowed);
+  const beyond = bodyOf(encodeSlab({ ...borrowed, runs: [[mostPages - 17, 18]] }));
+  assert.throws(() => parseBorrowed(beyond, ofPool), /a run of 18 pages/);
+  const alike = {
+    number: 9,
+    pages: [3, 50, 51].map((page, index) => ({ page, slab: 7, like: 5000 + index * 5 })),
+  };
+  assert.deepEqual(parseAlike(bodyOf(encodeAlike(alike)), 1000), alike);
+  manifest.addAlike(alike);
+  assert.equal(manifest.covers(3), false, 'the slab may come later');
+  manifest.add(borrowed);
+  const where = (page: number) => manifest.whereIs(page)?.page;
+  assert.deepEqual([3, 50, 51, 52].map(where), [5000, 5005, 5010, undefined]);
+  assert.deepEqual([manifest.pagesOf(7, 50), manifest.pagesOf(7, 5005)], [[], [50]]);
+  assert.equal(manifest.sealedBytes, 123);
+  manifest.addAlike({ number: 10, pages: [{ page: 4, slab: 7, like: 900 }] });
+  assert.equal(manifest.covers(4), false, 'a page that is not in that slab');
+  const read = Manifest.fromBytes(manifest.toBytes());
+  assert.deepEqual([read.division, read.slabs], [ofPool, [borrowed]]);
+  assert.deepEqual(read.whereIs(51), { slab: borrowed, page: 5010 });
 });
 
 test('a manifest is read from its file as it was, and one that is cut short is none', () => {

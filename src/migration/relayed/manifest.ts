@@ -3,7 +3,7 @@
  * to a file and read again, so that a daemon that starts anew goes on merging without the source.
  *
  *   u32 length of the head, JSON head: what both ends know of the VM's memory and of the relays, with the key
- *   then frames, STALE if it came, SLAB, ALIKE and ZEROES
+ *   then frames, STALE if it came, SLAB and BORROWED, ALIKE and ZEROES
  */
 import { agentError, FrameReader, frame } from '../condensed/frames.ts';
 import { type Layout, parseLayout } from '../condensed/handshake.ts';
@@ -19,9 +19,11 @@ import {
   encodeStale,
   encodeZeroes,
   parseAlike,
+  parseBorrowed,
   parseRuns,
   parseSlab,
   parseStale,
+  partOf,
   type Run,
   type Slab,
   type Stale,
@@ -90,6 +92,7 @@ export class Manifest {
     if (this.#slabs.has(slab.slab)) throw agentError(`slab ${slab.slab} twice`);
     this.#slabs.set(slab.slab, slab);
     this.#order.push(slab);
+    if (slab.isBorrowed) return;
     for (const [first, count] of slab.runs)
       for (let page = first; page < first + count; page++)
         if (this.#numberOf[page]! < slab.slab && this.isGood(page, slab.slab))
@@ -116,16 +119,26 @@ export class Manifest {
     const number = this.#numberOf[page]!;
     const place = this.#alike.get(number)?.get(page) ?? { slab: number, page };
     const slab = this.#slabs.get(place.slab);
-    return slab && { slab, page: place.page };
+    return slab && hasPage(slab, place.page) ? { slab, page: place.page } : undefined;
+  }
+
+  /** Pages that are what the slab has as this one, as far as that is good: it itself, and those that are like it. */
+  pagesOf(slab: number, page: number): number[] {
+    const isOwn = !this.#slabs.get(slab)?.isBorrowed && this.isGood(page, slab);
+    return [...(isOwn ? [page] : []), ...this.#goodOf(this.#sharers.get(slab)?.get(page) ?? [])];
+  }
+
+  /** Whether another VM has put it there; see `Slab`. */
+  isBorrowed(slab: number): boolean {
+    return this.#slabs.get(slab)?.isBorrowed === true;
   }
 
   /** Pages that have the content of this one in the slab, as far as that is good; by the page in the slab. */
   sharersOf(slab: number): [like: number, pages: number[]][] {
-    return [...(this.#sharers.get(slab) ?? [])].map(([like, sharers]) => [like, this.#goodOf(sharers)]);
-  }
-
-  sharersOfPage(slab: number, page: number): number[] {
-    return this.#goodOf(this.#sharers.get(slab)?.get(page) ?? []);
+    const known = this.#slabs.get(slab);
+    return [...(this.#sharers.get(slab) ?? [])]
+      .filter(([like]) => known && hasPage(known, like))
+      .map(([like, sharers]) => [like, this.#goodOf(sharers)]);
   }
 
   #goodOf(sharers: readonly Sharer[]): number[] {
@@ -174,6 +187,7 @@ export class Manifest {
     for (let next = reader.next(); next; next = reader.next()) {
       read += 5 + next.body.length;
       if (next.type === frame.slab) manifest.add(parseSlab(next.body, pages, manifest.division));
+      else if (next.type === frame.borrowed) manifest.add(parseBorrowed(next.body, manifest.division));
       else if (next.type === frame.alike) manifest.addAlike(parseAlike(next.body, pages));
       else if (next.type === frame.stale) manifest.addStale(parseStale(next.body, pages));
       else if (next.type === frame.zeroes) manifest.addZeroes(parseRuns(next.body, pages));
@@ -183,8 +197,21 @@ export class Manifest {
     return manifest;
   }
 
-  /** Sealed bytes of all slabs, each counted once. */
+  /** Sealed bytes of all slabs, each counted once; of borrowed ones those parts that are of use. */
   get sealedBytes(): number {
-    return this.#order.reduce((sum, { parts }) => sum + bytesOf(parts), 0);
+    return this.#order.reduce(
+      (sum, slab) => sum + bytesOf(slab.isBorrowed ? this.#usedOf(slab) : slab.parts),
+      0,
+    );
+  }
+
+  #usedOf(slab: Slab): number[] {
+    const used = new Set(
+      this.sharersOf(slab.slab).map(([like]) => partOf(slab, like, this.division.partPages)),
+    );
+    return slab.parts.filter((_, part) => used.has(part));
   }
 }
+
+const hasPage = ({ runs }: Slab, page: number): boolean =>
+  runs.some(([first, count]) => page >= first && page < first + count);

@@ -10,7 +10,7 @@ import type { MergeStatistics } from '../../model/migration.ts';
 import { delay } from '../../qmp/index.ts';
 import { RelayClient, Seal } from '../../relay/index.ts';
 import type { PageSet } from '../condensed/page-set.ts';
-import { partOf, type Run, rangeOf, type Slab } from './division.ts';
+import { partOf, type Run, rangeOf, type Slab, sealedFor } from './division.ts';
 import type { Manifest } from './manifest.ts';
 import { PullWindow } from './pull-window.ts';
 
@@ -70,8 +70,9 @@ export class Merger {
 
   constructor(options: MergerOptions) {
     this.#options = options;
-    const { key, migrationId, relays } = options.manifest.division;
-    this.#seal = new Seal(key, migrationId);
+    const { division } = options.manifest;
+    const { key, relays } = division;
+    this.#seal = new Seal(key, sealedFor(division));
     this.#ends = relays.map(() => ({ client: undefined, latencyMs: 0, restsUntil: 0, inFlight: 0 }));
   }
 
@@ -177,7 +178,7 @@ export class Merger {
       const [first, last] = [partOf(slab, from, partPages), partOf(slab, to, partPages)];
       found = { first: Math.min(first, found?.first ?? first), last: Math.max(last, found?.last ?? last) };
     };
-    for (const [first, count] of slab.runs) {
+    for (const [first, count] of slab.isBorrowed ? [] : slab.runs) {
       let page = missing.next(first);
       while (page >= 0 && page < first + count && !manifest.isGood(page, slab.slab))
         page = missing.next(page + 1);

@@ -1,21 +1,22 @@
 /** Both agents with relays between them: real protocols, stand-ins for QEMU and for the network. */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { Duplex, duplexPair } from 'node:stream';
+import type { Duplex } from 'node:stream';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { AppError } from '../../model/errors.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import { MiB } from '../../model/units.ts';
 import { type BlockReader, digestBlocks, MemoryIndex } from '../../pages/index.ts';
-import { PassOn, SlabStore, serveSlabs } from '../../relay/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { DestinationAgent, type WholeStream } from '../condensed/destination-agent.ts';
 import { SourceAgent } from '../condensed/source-agent.ts';
 import { allPages, FakeQemu, FakeRam, linkPair, sourceStream } from '../condensed/stand-ins.ts';
 import { noStatistics } from '../condensed/statistics.ts';
 import { Divider } from './divider.ts';
+import { endsOf, type FakeRelay, fakeRelays, type RelayOptions } from './fake-relay.ts';
 import { Manifest } from './manifest.ts';
+import { Pool } from './pool.ts';
+import { Pools } from './pools.ts';
 import { Restore } from './restore.ts';
 
 const pages = 3000;
@@ -28,92 +29,14 @@ function filledRam(contents = pages): FakeRam {
   return ram;
 }
 
-interface RelayOptions {
-  quotaBytes?: number;
-  /** Dies when it is given more slabs than this. */
-  diesAfter?: number;
-  /** Changes a byte of what it gives back. */
-  lies?: boolean;
-  /** Says nothing to the destination. */
-  isSilent?: boolean;
-  /** What it does with slabs that it is to give on. */
-  passes?: 'them' | 'nothing' | 'late' | 'noise';
-}
-
-class FakeRelay {
-  readonly id: Uuid = newId();
-  readonly store: SlabStore;
-  readonly isSilent: boolean;
-  /** All of them, it included. */
-  others: readonly FakeRelay[] = [];
-  readonly #passes: RelayOptions['passes'];
-  readonly #sessions = new Set<Duplex>();
-  isDead = false;
-
-  constructor({
-    quotaBytes = 64 * MiB,
-    diesAfter,
-    lies = false,
-    isSilent = false,
-    passes = 'them',
-  }: RelayOptions = {}) {
-    this.isSilent = isSilent;
-    this.#passes = passes;
-    const store = new SlabStore({ quotaBytes, availableBytes: () => 2 ** 40, now: () => 0 });
-    this.store = store;
-    const [get, put] = [store.get.bind(store), store.put.bind(store)];
-    let given = 0;
-    store.get = (group, slab) => {
-      const bytes = get(group, slab);
-      if (!bytes || !lies) return bytes;
-      const changed = Buffer.from(bytes);
-      changed[5]! ^= 1;
-      return changed;
-    };
-    store.put = (group, slab, bytes) => {
-      given += 1;
-      if (diesAfter !== undefined && given > diesAfter) this.die();
-      return put(group, slab, bytes);
-    };
-  }
-
-  async open(group: string): Promise<Duplex> {
-    if (this.isDead) throw new AppError('peer_unreachable', 'The relay is dead');
-    const [near, far] = duplexPair();
-    this.#sessions.add(near);
-    this.store.attach(group, 1000);
-    serveSlabs({ store: this.store, group, session: far, passOn: this.#passOn(group) }).catch(() => {});
-    return near;
-  }
-
-  #passOn(group: string): PassOn {
-    const passOn = new PassOn((id) => this.others.find((other) => other.id === id)!.open(group));
-    const pass = passOn.pass.bind(passOn);
-    if (this.#passes === 'nothing') passOn.pass = async () => false;
-    if (this.#passes === 'late') passOn.pass = () => new Promise(() => {});
-    if (this.#passes === 'noise')
-      passOn.pass = (relay, slab, bytes) => pass(relay, slab, randomBytes(bytes.length));
-    return passOn;
-  }
-
-  /** As the destination sees it. */
-  async openThere(group: string): Promise<Duplex> {
-    if (!this.isSilent) return this.open(group);
-    return new Duplex({ read() {}, write: (_bytes, _encoding, done) => done() });
-  }
-
-  die(): void {
-    this.isDead = true;
-    for (const session of this.#sessions) session.destroy(new AppError('peer_unreachable', 'The relay died'));
-  }
-
-  get slabs(): number {
-    return [...this.store.groups().values()].reduce((sum, { slabs }) => sum + slabs, 0);
-  }
-}
-
 interface Wanted {
   relays?: RelayOptions[];
+  /** Instead: those of another move. */
+  over?: FakeRelay[];
+  /** With other moves. */
+  pool?: Pool | undefined;
+  /** The memory that moves. */
+  ram?: FakeRam;
   replicas?: number;
   touches?: number[];
   /** Of the link to the destination. */
@@ -136,6 +59,9 @@ interface Wanted {
 
 async function move({
   relays: wanted = [{}, {}, {}],
+  over,
+  pool,
+  ram: given,
   replicas = 2,
   touches = [],
   limitBps = 4_000_000,
@@ -147,10 +73,9 @@ async function move({
   isSilent = false,
   onDivided,
 }: Wanted = {}) {
-  const relays = wanted.map((options) => new FakeRelay(options));
-  for (const relay of relays) relay.others = relays;
-  const ram = filledRam(contents);
-  const arrived = new FakeRam(pages);
+  const relays = over ?? fakeRelays(wanted);
+  const ram = given ?? filledRam(contents);
+  const arrived = new FakeRam(ram.table().pages);
   const qemu = new FakeQemu(arrived, touches);
   const index = knows && new MemoryIndex({ maxEntries: pages });
   for (let page = 0; index && page < pages; page += 5) index.set(page, digestBlocks(ram.page(page)));
@@ -166,11 +91,8 @@ async function move({
   const divider = new Divider({
     migrationId: newId(),
     replicas,
-    relays: relays.map((relay, number) => ({
-      id: relay.id,
-      name: `r${number}`,
-      open: (group) => relay.open(group),
-    })),
+    relays: endsOf(relays),
+    pool,
   });
   await divider.open();
   let early = 0;
@@ -250,7 +172,7 @@ function assertMoved(context: TestContext, { ram, arrived, came, qemu, statistic
   context.diagnostic(JSON.stringify({ statistics, merged }));
   assert.equal(came.status, 'fulfilled', came.status === 'rejected' ? came.reason?.stack : '');
   assert.equal(qemu.lacks.size, 0);
-  for (let page = 0; page < pages; page++)
+  for (let page = 0; page < ram.table().pages; page++)
     assert.ok(ram.page(page).equals(arrived.page(page)), `page ${page}`);
 }
 
@@ -363,23 +285,94 @@ test('without relays it is a post-copy', async (context) => {
 
 test('an agent that knows nothing but the manifest goes on where the one before was lost', async (context) => {
   const moved = await move({
-    onDivided: ({ qemu, sourceLink }) => {
-      sourceLink.destroy();
-      qemu.destroy(new Error('the daemon died'));
-    },
+    onDivided: daemonDies,
   });
+  assert.ok(moved.qemu.lacks.size > pages / 2);
+  await goOn(context, moved);
+});
+
+const daemonDies: Wanted['onDivided'] = ({ qemu, sourceLink }) => {
+  sourceLink.destroy();
+  qemu.destroy(new Error('the daemon died'));
+};
+
+/** By another agent, which knows the manifest alone. */
+async function goOn(context: TestContext, moved: Moved): Promise<void> {
   assert.equal(moved.came.status, 'rejected');
-  const lacks = moved.qemu.lacks;
-  assert.ok(lacks.size > pages / 2);
-  const again = new FakeQemu(moved.arrived, [1, 2, 700], { lacks });
+  const again = new FakeQemu(moved.arrived, [1, 2, 700], { lacks: moved.qemu.lacks });
   const agent = new DestinationAgent({
     qemu: again,
     link: undefined,
     ...moved.reading,
     merging: { ...moved.merging, manifest: Manifest.fromBytes(moved.kept!) },
   });
-  const came = await Promise.allSettled([agent.run()]);
-  assertMoved(context, { ...moved, qemu: again, came: came[0], merged: agent.mergeStatistics });
+  const [came] = await Promise.allSettled([agent.run()]);
+  assertMoved(context, { ...moved, qemu: again, came, merged: agent.mergeStatistics });
+}
+
+/** Has less memory than the other one, most of it the same at other places, and of so many pages a tenth of its own. */
+function kinOf(ram: FakeRam): FakeRam {
+  const kin = new FakeRam(pages - 500);
+  for (let page = 0; page < pages - 500; page++)
+    if (page % 10 === 0) randomBytes(pageBytes).copy(kin.page(page));
+    else ram.page(pages - 5 - page).copy(kin.page(page));
+  return kin;
+}
+
+test('what VMs of one tenant have in common goes to relays once, and comes to both; those of others share nothing', async (context) => {
+  const sent: number[] = [];
+  for (const tenants of [
+    ['ann', 'ann'],
+    ['ann', 'bob'],
+  ] as const) {
+    const [over, pools, ram, to] = [fakeRelays([{}, {}, {}]), new Pools(), filledRam(), newId()];
+    const touches = [1, 1000, 2400, 3];
+    const begun = [ram, kinOf(ram)].map((each, index) =>
+      move({ over, pool: pools.of(tenants[index], to), ram: each, touches }),
+    );
+    const both = await Promise.all(begun);
+    for (const moved of both) {
+      assertMoved(context, moved);
+      assert.ok(moved.dividedThere > pages / 2);
+    }
+    sent.push(both.reduce((sum, { sentBytes }) => sum + sentBytes, 0));
+    const borrowed = both.map(({ statistics }) => statistics.borrowedPages ?? 0);
+    assert.equal(Math.max(...borrowed) > 0, tenants[1] === 'ann', `${borrowed} pages`);
+    await until(() => over.every(({ slabs }) => slabs === 0));
+  }
+  const [together, apart] = sent as [number, number];
+  // Two thirds of each are not zero; a tenth of the second is its own.
+  const once = ((pages * 2) / 3 + (pages - 500) / 10) * pageBytes;
+  assert.ok(together < once * 1.05, `${together} bytes of ${once}`);
+  assert.ok(apart > once * 1.4, `${apart} bytes of ${once}`);
+});
+
+test('VMs that share keep what they share, whichever is whole first, each from its manifest alone', async (context) => {
+  for (const order of [
+    [0, 1],
+    [1, 0],
+  ] as const) {
+    const [over, pool, ram] = [fakeRelays([{}, {}, {}]), new Pool(newId()), filledRam()];
+    const first = await move({ over, pool, ram, onDivided: daemonDies });
+    const second = await move({ over, pool, ram: kinOf(ram), onDivided: daemonDies });
+    const { borrowedPages = 0 } = second.statistics;
+    assert.ok(borrowedPages > pages / 3, `${borrowedPages} pages are those of one that has left`);
+    const [sooner, later] = order.map((each) => [first, second][each]!) as [Moved, Moved];
+    await goOn(context, sooner);
+    const { group } = Manifest.fromBytes(sooner.kept!).division;
+    await until(() => over.every(({ store }) => store.groups().get(group)?.slabs === 0));
+    await goOn(context, later);
+    await until(() => over.every(({ slabs }) => slabs === 0));
+  }
+});
+
+test('VMs that share and write, and lose a relay before they leave, are whole', async (context) => {
+  const over = fakeRelays([{}, {}, { diesAfter: 12 }]);
+  const [pool, ram] = [new Pool(newId()), filledRam(800)];
+  const writes = Array.from({ length: 500 }, (_, index) => index * 4);
+  const more = { over, pool, writes, touches: [0, 4, 400, 2001], contents: 800 };
+  for (const moved of await Promise.all([move({ ...more, ram }), move({ ...more, ram: kinOf(ram) })]))
+    assertMoved(context, moved);
 });
 
 test('with a custodian all pages are with relays, and whoever has manifest and devices has the VM as it left', async (context) => {

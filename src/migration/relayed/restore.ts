@@ -121,8 +121,7 @@ export class Restore {
       for (let each = page; each < page + count; each++) {
         const at = (each - page) * pageBytes;
         const part = content?.subarray(at, at + pageBytes);
-        const own = manifest.isGood(each, slab) ? [each] : [];
-        for (const target of [...own, ...manifest.sharersOfPage(slab, each)])
+        for (const target of manifest.pagesOf(slab, each))
           if (this.#missing.delete(target)) placed.push({ page: target, count: 1, content: part });
       }
     await this.#feed.pages(placed);
