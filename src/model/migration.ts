@@ -113,6 +113,8 @@ export interface DivisionStatistics {
   zeroPages: number;
   /** Pages with the content of others, which went once. */
   alikePages: number;
+  /** Of these, those whose content another VM had put there that left at the same time. Missing where there are none. */
+  borrowedPages?: number;
   /** Sealed bytes that each was given. */
   relays: { name: string; slabs: number; bytes: number }[];
 }
@@ -227,4 +229,5 @@ export interface VmToMove {
   /** As it is at the source. */
   attachment?: Attachment;
   continuity?: Continuity;
+  tenant?: string;
 }

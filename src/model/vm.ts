@@ -114,6 +114,8 @@ export interface VmRecord {
   attachment?: Attachment;
   /** What a migration of it does about connections unless it is asked otherwise. */
   continuity?: Continuity;
+  /** For whom it runs. Only VMs of one tenant share memory on their way; missing: nobody knows, and it shares with none. */
+  tenant?: string;
 }
 
 /** A golden snapshot: an image plus the RAM of a VM just booted from it. */

@@ -42,6 +42,7 @@ interface CreateOptions extends HardwareOptions, LongWorkOptions {
   userData?: string;
   start: boolean;
   continuity?: Continuity;
+  tenant?: string;
 }
 
 export function addVmCreateCommand(vm: Command): void {
@@ -63,6 +64,7 @@ export function addVmCreateCommand(vm: Command): void {
         "how its clients' connections outlive a move (mptcp with two interfaces in one network, else stretch)",
       ).choices(continuities),
     )
+    .option('--tenant <name>', 'for whom it runs: VMs of one tenant send what they have in common once')
     .option('--no-start', 'leave it stopped');
   addLongWorkOptions(command).action(withSession(create));
 }
@@ -84,6 +86,7 @@ async function create(session: Session, name: string, options: CreateOptions): P
     ...(seed ? { seed } : {}),
     ...(options.start ? {} : { start: false }),
     ...(options.continuity ? { continuity: options.continuity } : {}),
+    ...(options.tenant === undefined ? {} : { tenant: options.tenant }),
   };
   const operation = await session.viper.createVm({ body, signal: session.signal });
   const state = options.start ? 'created and runs' : 'created';

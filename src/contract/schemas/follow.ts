@@ -2,7 +2,7 @@
 import { Type } from 'typebox';
 import { decisionOutcomes, triggerKinds } from '../../model/follow.ts';
 import { Body, Bytes, Digest, Exact, Mac, Name, OneOf, Page, Time, Uuid } from './basics.ts';
-import { Hardware, Seed } from './vms.ts';
+import { Hardware, Seed, Tenant } from './vms.ts';
 
 const Ms = Type.Number({ minimum: 0 });
 const Address = Type.String({ pattern: '^[0-9a-fA-F:.]{2,39}$', description: 'IPv4 or IPv6.' });
@@ -145,6 +145,7 @@ export const FreshVm = Exact({
   image: Digest,
   hardware: Hardware,
   seed: Seed,
+  tenant: Type.Optional(Tenant),
   device: Exact({ id: Uuid, ...handedOver }),
 });
 export const StartedFreshVm = Exact({ vmId: Uuid });

@@ -3,7 +3,7 @@ import { Type } from 'typebox';
 import { migrationEngines, migrationModes, migrationPhases } from '../../model/migration.ts';
 import { BandwidthBps, Body, Bytes, Digest, Exact, Name, OneOf, Page, Time, Uuid } from './basics.ts';
 import { Attachment, Continuity } from './networks.ts';
-import { VmSpec } from './vms.ts';
+import { Tenant, VmSpec } from './vms.ts';
 
 const Bps = Type.Number({ minimum: 0 });
 export const Limits = Exact({
@@ -148,6 +148,7 @@ export const VmToMove = Exact({
   wholeDisk: Type.Optional(Type.Boolean({ description: 'At the source it stands on no image.' })),
   attachment: Type.Optional(Attachment),
   continuity: Type.Optional(Continuity),
+  tenant: Type.Optional(Tenant),
 });
 /** What the custodian of a VM has to know of it. */
 export const EscrowFacts = Exact({
@@ -283,6 +284,9 @@ const DivisionStatistics = Exact({
   slabs: Count,
   zeroPages: Count,
   alikePages: Type.Integer({ description: 'Pages with the content of others, which went once.' }),
+  borrowedPages: Type.Optional(
+    Type.Integer({ description: 'Those of them whose content another VM had put there, on its way, too.' }),
+  ),
   relays: Type.Array(Exact({ name: Type.String(), slabs: Count, bytes: Bytes })),
 });
 const LinkUse = Exact({

@@ -57,6 +57,12 @@ export const Seed = Exact({
   userData: Type.Optional(Type.String({ maxLength: 65536, description: 'Raw cloud-init user data.' })),
 });
 
+/** For whom a VM runs. */
+export const Tenant = {
+  ...Name,
+  description: 'For whom it runs: VMs of one tenant send what they have in common once (engine `relayed`).',
+};
+
 export const CreateVm = Body(
   { name: 'web', image: 'tiny', instanceType: 'tiny' },
   {
@@ -73,6 +79,7 @@ export const CreateVm = Body(
     seed: Type.Optional(Seed),
     start: Type.Optional(Type.Boolean({ default: true })),
     continuity: Type.Optional(Continuity),
+    tenant: Type.Optional(Tenant),
   },
 );
 
@@ -122,6 +129,7 @@ export const Vm = Exact({
   epoch: Type.Optional(Type.Integer({ description: 'Rises with each change of owner.' })),
   attachment: Type.Optional(Attachment),
   continuity: Type.Optional(Continuity),
+  tenant: Type.Optional(Tenant),
   operationId: Type.Optional(Uuid),
   allowedActions: Type.Array(OneOf(vmActions), { description: 'What can be asked of it now.' }),
 });

@@ -64,7 +64,7 @@ export async function claimFromRelays(parts: ClaimParts, claim: Claim): Promise<
   const disk = runner.diskOf(vm);
   await requireUnopened(disk, signal);
   // Its addresses are those of another site.
-  const { id, name, spec } = vm;
+  const { id, name, spec, tenant } = vm;
   const createdAt = new Date().toISOString();
   const managed = registry.add({
     id,
@@ -73,6 +73,7 @@ export async function claimFromRelays(parts: ClaimParts, claim: Claim): Promise<
     createdAt,
     state: 'arriving',
     epoch: record.deposit!.epoch,
+    ...(tenant ? { tenant } : {}),
   });
   managed.operationId = migrationId;
   let hasRun = false;

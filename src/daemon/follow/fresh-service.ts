@@ -21,7 +21,7 @@ const startTimeoutMs = 120_000;
 
 /** What the next cloudlet is asked for; undefined if the device's token is no longer good. */
 export function freshVmFor(
-  { name, spec }: VmRecord,
+  { name, spec, tenant }: VmRecord,
   device: DeviceRecord,
   credentials: Credentials,
 ): FreshVm | undefined {
@@ -40,6 +40,7 @@ export function freshVmFor(
       nets: nets.map(({ network }) => ({ network })),
     },
     seed: { sshKeys: seed.sshKeys, ...(seed.userData === undefined ? {} : { userData: seed.userData }) },
+    ...(tenant === undefined ? {} : { tenant }),
     device: {
       id: device.id,
       name: device.name,

@@ -72,6 +72,7 @@ export function makeDestination(
       epoch: vm.epoch,
       ...(attachment ? { attachment } : {}),
       ...(vm.continuity ? { continuity: vm.continuity } : {}),
+      ...(vm.tenant ? { tenant: vm.tenant } : {}),
     });
     arriving.operationId = id;
     const { machine, accelerator } = await runner.receive(

@@ -9,6 +9,7 @@ import type { DestinationMigration, SilentQemu } from '../../migration/destinati
 import { absentDestination } from '../../migration/destination-machine.ts';
 import { checkFit, type Preflight, qemuFactsOf } from '../../migration/preflight.ts';
 import type { Merged, ToDestination, ToSource } from '../../migration/protocol.ts';
+import { Pools } from '../../migration/relayed/pools.ts';
 import type { SourceMigration } from '../../migration/source.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
@@ -41,6 +42,7 @@ export class Halves {
   /** Those that brought bytes of a VM, by its migration. */
   readonly #sessions = new Map<Uuid, Set<Session>>();
   readonly #heap = new HeapPolicy();
+  readonly #pools = new Pools();
   #closed = false;
 
   constructor(options: HalvesOptions) {
@@ -58,7 +60,7 @@ export class Halves {
       this.#setPace();
       onEnd();
     };
-    const migration = makeSource(this.#options, record, managed, { onProgress, onOver });
+    const migration = makeSource(this.#options, record, managed, { onProgress, pools: this.#pools, onOver });
     this.outgoing.set(record.id, migration);
     this.#setPace();
     return migration;

@@ -164,6 +164,7 @@ export class Inquiry {
       ...(storage === 'copied' && sharedStorage !== undefined ? { wholeDisk: true } : {}),
       ...(record.attachment ? { attachment: record.attachment } : {}),
       ...(record.continuity ? { continuity: record.continuity } : {}),
+      ...(record.tenant ? { tenant: record.tenant } : {}),
     };
   }
 }

@@ -1,6 +1,7 @@
 /** The source's half of a migration with the daemon around it. The VM's record is in step with who owns the VM. */
 
 import { setImmediate } from 'node:timers/promises';
+import type { Pools } from '../../migration/relayed/pools.ts';
 import { SourceMigration } from '../../migration/source.ts';
 import { isSourceOver, type SourceState } from '../../migration/source-machine.ts';
 import type { MigrationProgress, MigrationResult } from '../../model/migration.ts';
@@ -21,6 +22,8 @@ const withdrawTimeoutMs = 60_000;
 
 export interface SourceHooks {
   onProgress?: (progress: MigrationProgress) => void;
+  /** Of the VMs that leave from here. */
+  pools: Pools;
   /** At rest for good, and all of it written down. */
   onOver: () => void;
 }
@@ -30,7 +33,7 @@ export function makeSource(
   parts: HalfParts,
   record: SourceRecord,
   managed: Managed | undefined,
-  { onProgress, onOver }: SourceHooks,
+  { onProgress, pools, onOver }: SourceHooks,
 ): SourceMigration {
   const { id, vm, options, peer } = record;
   const { journal, peers, vms, runner, networks, paths, references } = parts;
@@ -100,6 +103,7 @@ export function makeSource(
         link.add(session);
         return session;
       },
+      pool: () => pools.of(vm.tenant, peer.id),
       openIndex: (name) => references.openIndex(ofSets, name),
       keepMemory: references.kept.isOn ? (ram) => keepMemory(references.kept, vm.id, ram) : undefined,
       discard: async () => {

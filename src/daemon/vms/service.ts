@@ -132,7 +132,7 @@ export class VmService {
     await this.#runner.check(spec);
     // It may have been removed meanwhile; from here on the record keeps it.
     this.#images.get(image.digest);
-    const managed = this.#addAttached(newRecord(request.name, spec, request.continuity));
+    const managed = this.#addAttached(newRecord(request.name, spec, request));
     return this.#operate(
       managed,
       'vm.create',
@@ -167,7 +167,7 @@ export class VmService {
     // It may have been removed meanwhile; from here on the record keeps it.
     this.#snapshots.get(snapshot.id);
     const managed = this.#addAttached({
-      ...newRecord(request.name, spec, request.continuity),
+      ...newRecord(request.name, spec, request),
       origin: { kind: 'snapshot', snapshotId: snapshot.id },
     });
     const captured = capturedIn(this.#paths.snapshot(snapshot.id));
@@ -200,7 +200,7 @@ export class VmService {
     }
     const spec = identity === 'keep' ? record.spec : withNewIdentity(record.spec, request.name);
     const made: VmRecord = {
-      ...newRecord(request.name, spec, record.continuity),
+      ...newRecord(request.name, spec, record),
       origin: { kind: 'clone', vmId: record.id },
     };
     const clone = identity === 'keep' ? this.#registry.add(made) : this.#addAttached(made);
@@ -413,7 +413,19 @@ export class VmService {
 const onStorage = (spec: VmSpec, storage: string | undefined): VmSpec =>
   storage === undefined ? spec : { ...spec, disk: { ...spec.disk, storage } };
 
-function newRecord(name: string, spec: VmSpec, continuity?: Continuity): VmRecord {
+function newRecord(
+  name: string,
+  spec: VmSpec,
+  { continuity, tenant }: { continuity?: Continuity; tenant?: string },
+): VmRecord {
   const createdAt = new Date().toISOString();
-  return { id: newId(), name, state: 'creating', spec, createdAt, ...(continuity ? { continuity } : {}) };
+  return {
+    id: newId(),
+    name,
+    state: 'creating',
+    spec,
+    createdAt,
+    ...(continuity ? { continuity } : {}),
+    ...(tenant ? { tenant } : {}),
+  };
 }
