@@ -35,7 +35,8 @@ export const maxRuns = 1024;
 export class BatchWriter {
   #runs = Buffer.allocUnsafe(4096);
   #at = 4;
-  #data: Uint8Array[] = [];
+  /** Where the data of one run after the other lies. */
+  #data: { from: Buffer; start: number; end: number }[] = [];
   #dataBytes = 0;
   #open: Run | undefined;
   #nextPage = 0;
@@ -56,10 +57,12 @@ export class BatchWriter {
     }
   }
 
-  /** Data of the last run. Kept by reference. */
-  data(bytes: Uint8Array): void {
-    this.#data.push(bytes);
-    this.#dataBytes += bytes.length;
+  /** Data of the last run: these bytes, which may not change until it is finished. */
+  data(from: Buffer, start = 0, end = from.length): void {
+    this.#dataBytes += end - start;
+    const last = this.#data.at(-1);
+    if (last?.from === from && last.end === start) last.end = end;
+    else this.#data.push({ from, start, end });
   }
 
   /** The most that `finish` will write. */
@@ -73,10 +76,7 @@ export class BatchWriter {
     const runs = this.#runs;
     runs.writeUInt32BE(this.#at - 4, 0);
     let at = runs.copy(to, 0, 0, this.#at);
-    for (const piece of this.#data) {
-      to.set(piece, at);
-      at += piece.length;
-    }
+    for (const { from, start, end } of this.#data) at += from.copy(to, at, start, end);
     return to.subarray(0, at);
   }
 

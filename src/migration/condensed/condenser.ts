@@ -17,7 +17,7 @@ import { pageBytes } from '../../stream/index.ts';
 import { BatchWriter } from './batch.ts';
 import { type CompressionMode, Compressor } from './compression.ts';
 import { DeltaCache } from './delta-cache.ts';
-import { frame, frameOf, maxBatchBytes } from './frames.ts';
+import { batchPages, frame, frameOf, maxBatchBytes } from './frames.ts';
 import type { PageBatch } from './page-batch.ts';
 import { PageSet } from './page-set.ts';
 import { SentIndex } from './sent-index.ts';
@@ -58,6 +58,8 @@ export class Condenser {
   readonly #spare: Buffer[] = [];
   /** By bodies on their way: the buffer that is free again when they have left. */
   readonly #lent = new WeakMap<Uint8Array, Buffer>();
+  /** Batches are encoded one at a time. */
+  readonly #references = Buffer.allocUnsafeSlow(batchPages * pageBytes);
   #turn: Promise<unknown> = Promise.resolve();
   /** Of pages that were looked for, the share that was found. */
   #foundShare = 1;
@@ -155,7 +157,7 @@ export class Condenser {
     const scratch = isSqueezed ? body : undefined;
     if (isPooled && !isSqueezed) this.#lent.set(body, wholeOf(body));
     const writtenAt = performance.now();
-    const digest = Buffer.concat([digestOf(body), digestOf(joined(references))]);
+    const digest = Buffer.concat([digestOf(body), digestOf(references)]);
     statistics.guestBytes += content.length;
     this.#sentBytes += body.length;
     cpuMs.encode += writtenAt - chosenAt;
@@ -163,11 +165,14 @@ export class Condenser {
     return { body, digest, scratch };
   }
 
-  /** Puts the pages into the batch, each as what is least; gives the content of those that are made of references. */
+  /**
+   * Puts the pages into the batch, each as what is least; gives the content of those that are made of references, one
+   * behind the other, until the next call.
+   */
   async #choose(
     batch: PageBatch,
     from: { plain: boolean; digests: Buffer | undefined; writer: BatchWriter; content: Buffer },
-  ): Promise<Buffer[]> {
+  ): Promise<Buffer> {
     const { plain, digests, writer, content } = from;
     const { sets, statistics, destinationReads } = this.#options;
     const startedAt = performance.now();
@@ -178,7 +183,7 @@ export class Condenser {
     const foundAt = performance.now();
     const words = new Uint32Array(content.buffer, content.byteOffset, content.length / 4);
     const mayRead = destinationReads && !plain && !this.#isPostcopy;
-    const references: Buffer[] = [];
+    let referenceBytes = 0;
     let known = 0;
     let index = -1;
     for (const { page, zeroPages } of batch.entries) {
@@ -194,23 +199,24 @@ export class Condenser {
         statistics.pages.unchanged += 1;
         continue;
       }
-      const version = words.subarray((index * pageBytes) / 4, ((index + 1) * pageBytes) / 4);
-      const delta = mayRead && set < 0 && origin < 0 ? this.#deltas.delta(page, version) : undefined;
+      const wordsAt = (index * pageBytes) / 4;
+      const delta = mayRead && set < 0 && origin < 0 ? this.#deltas.delta(page, words, wordsAt) : undefined;
       const kind = set >= 0 ? 'set' : origin >= 0 ? 'copy' : delta ? 'delta' : 'literal';
       statistics.pages[kind] += 1;
       if (kind === 'set') writer.add(kind, page, 1, found[set]![index]!, set);
       else if (kind === 'copy') writer.add(kind, page, 1, origin);
       else writer.add(kind, page, 1);
-      const bytes = content.subarray(index * pageBytes, (index + 1) * pageBytes);
-      if (kind !== 'literal') references.push(bytes);
-      if (kind === 'literal' || delta) writer.data(delta ?? bytes);
-      if (!this.#isPostcopy) this.#remember(page, digests, index, version);
+      const [start, end] = [index * pageBytes, (index + 1) * pageBytes];
+      if (kind !== 'literal') referenceBytes += content.copy(this.#references, referenceBytes, start, end);
+      if (delta) writer.data(delta);
+      else if (kind === 'literal') writer.data(content, start, end);
+      if (!this.#isPostcopy) this.#remember(page, digests, index, words);
     }
     if (digests && !plain && batch.dataPages >= smallPages)
       this.#foundShare += (known / batch.dataPages - this.#foundShare) * smoothing;
     statistics.cpuMs.lookup += foundAt - startedAt;
     statistics.cpuMs.encode += performance.now() - foundAt;
-    return references;
+    return this.#references.subarray(0, referenceBytes);
   }
 
   /** Whether digests of the pages would cost more time than they are likely to save. */
@@ -240,12 +246,12 @@ export class Condenser {
     }
   }
 
-  #remember(page: number, digests: Buffer | undefined, index: number, version: Uint32Array): void {
+  #remember(page: number, digests: Buffer | undefined, index: number, words: Uint32Array): void {
     if (!this.#options.destinationReads) return;
     if (digests) this.#sent.set(page, digests, index);
     else this.#sent.forget(page);
     // What is sent a second time will be sent a third time.
-    if (!this.#everSent.add(page)) this.#deltas.put(page, version);
+    if (!this.#everSent.add(page)) this.#deltas.put(page, words, (index * pageBytes) / 4);
   }
 }
 
@@ -262,13 +268,4 @@ async function lookup(set: SetIndex, digests: Buffer): Promise<Uint32Array> {
     if (!(error instanceof AppError)) throw error;
     return nothing(digests);
   }
-}
-
-/** Pieces of one buffer, one behind the other; copied only where there is something between them. */
-function joined(pieces: readonly Buffer[]): Buffer {
-  const [first] = pieces;
-  if (!first) return Buffer.alloc(0);
-  const bytes = pieces.length * first.length;
-  const isDense = pieces.at(-1)!.byteOffset - first.byteOffset === bytes - first.length;
-  return isDense ? Buffer.from(first.buffer, first.byteOffset, bytes) : Buffer.concat(pieces, bytes);
 }

@@ -18,7 +18,8 @@ export class DeltaCache {
     this.#slotOfPage = new Int32Array(pages).fill(-1);
   }
 
-  put(page: number, content: Uint32Array): void {
+  /** The page's content begins at this word. */
+  put(page: number, content: Uint32Array, at: number): void {
     this.#content ??= new Uint32Array((slots * pageBytes) / 4);
     let slot = this.#slotOfPage[page]!;
     if (slot < 0) {
@@ -29,7 +30,7 @@ export class DeltaCache {
       this.#pageOfSlot[slot] = page;
       this.#slotOfPage[page] = slot;
     }
-    this.#content.set(content, (slot * pageBytes) / 4);
+    this.#content.set(content.subarray(at, at + pageBytes / 4), (slot * pageBytes) / 4);
   }
 
   forget(page: number): void {
@@ -40,7 +41,7 @@ export class DeltaCache {
   }
 
   /** What to xor the version sent before with; `undefined` if that is not known, or changed too much. */
-  delta(page: number, content: Uint32Array): Buffer | undefined {
+  delta(page: number, content: Uint32Array, at: number): Buffer | undefined {
     const slot = this.#slotOfPage[page]!;
     if (slot < 0) return undefined;
     const old = this.#content!;
@@ -49,7 +50,7 @@ export class DeltaCache {
     const changed = new Uint32Array(words);
     let count = 0;
     for (let index = 0; index < words; index++) {
-      const bits = content[index]! ^ old[from + index]!;
+      const bits = content[at + index]! ^ old[from + index]!;
       if (bits === 0) continue;
       changed[index] = bits;
       count += 1;
