@@ -7,7 +7,7 @@ const algorithm = 'aes-256-gcm';
 export const keyBytes = 32;
 const tagBytes = 16;
 
-/** For one migration, and never for another: the nonces begin anew with each key. */
+/** For one migration, or one pool of them, and never for another: the nonces begin anew with each key. */
 export const newKey = (): Buffer => randomBytes(keyBytes);
 
 export class Seal {

@@ -167,7 +167,7 @@ test('a host is empty by its deadline, by way of relays, for its destination tak
   south.link!.limit({ inBytesPerSecond: 1_500_000 });
   const hardware = { memoryBytes: 128 * MiB, diskBytes: 64 * MiB };
   const make = async (name: string) => {
-    const body = { name, image: 'tiny', instanceType: 'tiny', hardware };
+    const body = { name, image: 'tiny', instanceType: 'tiny', hardware, tenant: 'ann' };
     await done(north.viper, north.viper.createVm({ body }));
     await booted(north.viper, name);
   };
@@ -193,6 +193,8 @@ test('a host is empty by its deadline, by way of relays, for its destination tak
     assert.equal(used.engine, 'relayed', vm.name);
     assert.ok(came!.relayed!.slabs > 20, `${came!.relayed!.slabs} slabs`);
   }
+  const shared = items.slice(-2).map(({ result: came }) => came!.relayed!.borrowedPages ?? 0);
+  assert.ok(Math.max(...shared) > 0, `${shared} pages: both have the same kernel`);
   const exits: number[] = [];
   for await (const event of north.viper.events({ after: 0 })) {
     if (event.kind === 'migration.exited' && Date.parse(event.at) >= begunAt)

@@ -151,6 +151,7 @@ function factsOf(vm: Vm): [string, string | undefined][] {
       'From',
       origin && `${origin.kind} ${origin.kind === 'clone' ? `of VM ${origin.vmId}` : origin.snapshotId}`,
     ],
+    ['Tenant', vm.tenant],
     ['Image', spec.disk.image],
     [
       'Disk',
