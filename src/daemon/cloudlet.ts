@@ -271,10 +271,12 @@ export class Cloudlet implements AsyncDisposable {
     this.relay = new RelayService({
       store,
       events: this.events,
-      configuredBytes: config.relayMemoryBytes,
+      configured: { memory: config.relayMemoryBytes, disk: config.relayDiskBytes },
+      directory: paths.relay,
+      reserveBytes: config.reserveBytes,
       isDraining: () => this.drain.isDraining,
       nameOf: (id) => this.fleet.peers().find((peer) => peer.id === id)?.name,
-      openRelay: (relay, migrationId, group) => this.migrations.openRelay(relay, migrationId, group),
+      openRelay: (...wanted) => this.migrations.openRelay(...wanted),
     });
     this.drain = new Drain({
       store,
@@ -333,7 +335,11 @@ export class Cloudlet implements AsyncDisposable {
       memory: { totalBytes: host.memory.totalBytes, freeBytes: host.memory.availableBytes },
       disk: { totalBytes: disk.blocks * disk.bsize, freeBytes: disk.bavail * disk.bsize },
       limits: { bandwidthBps: this.linkLimits.cloudletBps },
-      relay: { memoryBytes: this.relay.status.memoryBytes, freeBytes: this.relay.freeBytes },
+      relay: {
+        memoryBytes: this.relay.status.memoryBytes,
+        freeBytes: this.relay.freeBytes('memory'),
+        freeDiskBytes: this.relay.freeBytes('disk'),
+      },
       draining: this.drain.isDraining,
       networks: this.config.networks.map(({ name, kind }) => ({ name, kind })),
       storages: this.config.storages.map((storage) => ({ name: storage.name, kind: kindOf(storage) })),

@@ -41,6 +41,8 @@ export interface Config {
   keptMemoryBytes: number;
   /** Memory that is lent to the migrations of others, unless an operator has said otherwise since; 0: none. */
   relayMemoryBytes: number;
+  /** The same of disk space. */
+  relayDiskBytes: number;
   /** How VMs follow their devices. */
   follow: FollowConfig;
 }
@@ -72,6 +74,7 @@ export const defaultConfig: Config = {
   reserveBytes: 256 * MiB,
   keptMemoryBytes: 4 * GiB,
   relayMemoryBytes: 0,
+  relayDiskBytes: 0,
   follow: followConfig(),
 };
 
@@ -125,6 +128,7 @@ const ConfigFile = Type.Object(
     migrationBandwidthBps: Type.Optional(BandwidthBps),
     keptMemoryBytes: Type.Optional(Type.Integer({ minimum: 0 })),
     relayMemoryBytes: Type.Optional(Type.Integer({ minimum: 0 })),
+    relayDiskBytes: Type.Optional(Type.Integer({ minimum: 0 })),
     follow: Type.Optional(FollowConfigFile),
   },
   { additionalProperties: false },

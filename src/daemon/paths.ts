@@ -15,6 +15,8 @@ export interface Paths {
   kept: string;
   /** What this cloudlet holds for VMs of others, as their custodian. */
   escrows: string;
+  /** What it holds of the disks of others for a while, as a relay; emptied at start. */
+  relay: string;
 }
 
 export function statePaths(root: string): Paths {
@@ -29,5 +31,6 @@ export function statePaths(root: string): Paths {
     captures: under('captures'),
     kept: under('kept'),
     escrows: under('escrows'),
+    relay: under('relay'),
   };
 }

@@ -12,6 +12,7 @@ import type { Uuid } from '../model/ids.ts';
 import type { MergeStatistics, MigrationOptions, MigrationProgress, VmToMove } from '../model/migration.ts';
 import { connectNbd, type NbdClient } from '../nbd/index.ts';
 import type { BlockReader, SetName } from '../pages/index.ts';
+import type { RelayHolds } from '../relay/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import type { MachinePaths } from '../vm/paths.ts';
 import { DestinationAgent, type Merging, type WholeStream } from './condensed/destination-agent.ts';
@@ -22,10 +23,12 @@ import {
   type DestinationEffect,
   type DestinationEvent,
   type DestinationState,
+  destinationOwns,
   destinationTransition,
   type Found,
   isDestinationOver,
 } from './destination-machine.ts';
+import { DiskArrival, type DiskArrivalOptions } from './disk-arrival.ts';
 import { joinWithQemu } from './doors.ts';
 import { Engine, type Journal } from './engine.ts';
 import {
@@ -41,6 +44,7 @@ import {
 import { exportName } from './mirror.ts';
 import type { Problem, Ticket, ToDestination, ToSource } from './protocol.ts';
 import { Manifest } from './relayed/manifest.ts';
+import { sumOfMerges } from './relayed/statistics.ts';
 import type { SessionPurpose } from './source.ts';
 
 export interface DestinationSurroundings {
@@ -49,8 +53,11 @@ export interface DestinationSurroundings {
   send: (message: ToSource) => Promise<void>;
   /** Checks and reserves; an empty list means that the VM is welcome. */
   check: () => Promise<Problem[]>;
-  /** Makes the VM's directory, its empty disk on the same image (unless shared) and a QEMU that waits for it. */
-  make: () => Promise<Machine>;
+  /**
+   * Makes the VM's directory, its empty disk on the same image (unless shared) and a QEMU that waits for it. `listen`: what
+   * lies under the disk is served by us, from before QEMU opens it.
+   */
+  make: (listen?: () => Promise<void>) => Promise<Machine>;
   /** Reference sets that this cloudlet holds, and their blocks. */
   sets?: () => Promise<SetName[]>;
   openReader?: (name: SetName) => Promise<BlockReader | undefined>;
@@ -59,13 +66,15 @@ export interface DestinationSurroundings {
   /** Relayed only. */
   merging?: {
     /** A session of a group of slabs with a relay. */
-    openRelay: (id: Uuid, group: string) => Promise<Duplex>;
+    openRelay: (id: Uuid, group: string, holds: RelayHolds) => Promise<Duplex>;
     /** A file of the VM's that nobody else reads: where all of it is that is missing, with the key. */
     readManifest: () => Promise<Buffer | undefined>;
     /** Resolves when it is on the disk. */
     writeManifest: (bytes: Buffer) => Promise<void>;
     removeManifest: () => Promise<void>;
     tellOperator: (message: string) => void;
+    /** Where the disk comes by way of relays as well. */
+    disk?: Omit<DiskArrivalOptions, 'sizeBytes' | 'openRelay' | 'tellOperator'> | undefined;
     /** Where there is a custodian. */
     escrow?: Escrow | undefined;
   };
@@ -146,6 +155,8 @@ export class DestinationMigration {
   /** Our connection to the disk that QEMU serves; condensed only. */
   #disk: NbdClient | undefined;
   #diskClosed: Promise<void> | undefined;
+  /** One that comes by way of relays. */
+  readonly #arrival: DiskArrival | undefined;
   #machine: Machine | null;
   /** Relayed: where all of it is that is missing. From then on the source is not needed. */
   #manifest: Manifest | undefined;
@@ -170,6 +181,7 @@ export class DestinationMigration {
     this.#ticketMs = ticketMs;
     this.#machine = machine;
     this.#silent = silent;
+    this.#arrival = this.#newArrival();
     this.#engine = new Engine({
       state,
       transition: destinationTransition,
@@ -197,8 +209,10 @@ export class DestinationMigration {
   /** How far the merge is, once the source is not needed any more. */
   get mergeProgress(): MigrationProgress | undefined {
     const { mergeStatistics: merged } = this;
-    if (!this.#manifest || !merged) return undefined;
-    const totalBytes = Math.max(this.#manifest.sealedBytes, merged.bytes);
+    const disk = this.#arrival?.merge;
+    if (!(this.#manifest || disk) || !merged) return undefined;
+    const sealedBytes = (this.#manifest?.sealedBytes ?? 0) + (disk?.totalBytes ?? 0);
+    const totalBytes = Math.max(sealedBytes, merged.bytes);
     const fraction = Math.min(0.99, merged.bytes / Math.max(1, totalBytes));
     return {
       phase: 'merge',
@@ -213,7 +227,9 @@ export class DestinationMigration {
 
   /** What was fetched from relays so far. */
   get mergeStatistics(): MergeStatistics | undefined {
-    return this.#agent?.mergeStatistics;
+    const memory = this.#agent?.mergeStatistics;
+    const disk = this.#arrival?.merge?.statistics;
+    return memory && disk ? sumOfMerges(memory, disk) : (memory ?? disk);
   }
 
   /** The QEMU of the VM; it is the caller's from `settled` on. */
@@ -242,6 +258,7 @@ export class DestinationMigration {
   accept(purpose: SessionPurpose, secret: string, stream: Duplex): void {
     const { storage, channels, engine } = this.#options;
     const isDirect = (engine ?? 'direct') === 'direct';
+    const arrival = this.#arrival;
     const memorySessions = isDirect ? 1 + channels : 1;
     const diskSessions = storage === 'copied' ? mostDiskSessions : 0;
     const most = purpose === 'disk' ? diskSessions : memorySessions;
@@ -262,7 +279,12 @@ export class DestinationMigration {
     stream.once('close', () => this.#streams.delete(stream));
     const path = this.#socket(purpose);
     const rebuild = purpose === 'memory' ? this.#rebuild : this.#rebuildDisk;
-    const joined = isDirect ? joinWithQemu(path, stream) : rebuild.call(this, path, stream);
+    const joined =
+      purpose === 'disk' && arrival
+        ? arrival.take(stream)
+        : isDirect
+          ? joinWithQemu(path, stream)
+          : rebuild.call(this, path, stream);
     joined.catch(() => {
       // QEMU notices by itself, and what becomes of it is watched.
     });
@@ -309,7 +331,7 @@ export class DestinationMigration {
     if (this.#options.engine !== 'relayed' || !merging) return undefined;
     return {
       manifest: this.#manifest,
-      openRelay: merging.openRelay,
+      openRelay: (id, group) => merging.openRelay(id, group, 'memory'),
       wantsWhole: merging.escrow !== undefined,
       keep: async (manifest, whole) => {
         if (merging.escrow && whole) {
@@ -324,6 +346,17 @@ export class DestinationMigration {
       onDivided: () => this.#tell({ name: 'divided' }),
       onLost: merging.tellOperator,
     };
+  }
+
+  #newArrival(): DiskArrival | undefined {
+    const { merging } = this.#around;
+    if (!this.#options.relayed?.diskRelays || !merging?.disk) return undefined;
+    return new DiskArrival({
+      ...merging.disk,
+      sizeBytes: this.#vm.spec.disk.sizeBytes,
+      openRelay: (id, group) => merging.openRelay(id, group, 'disk'),
+      tellOperator: merging.tellOperator,
+    });
   }
 
   /** One that cannot be read is as good as none: the source is asked. */
@@ -371,7 +404,12 @@ export class DestinationMigration {
   /** Goes on from the journal after the daemon was away. */
   async restart(): Promise<void> {
     await this.#findManifest();
-    const { found, complete } = await this.#look();
+    // First of all: its guest may wait for it.
+    const isDiskKnown = (await this.#arrival?.reopen()) ?? true;
+    const looked = await this.#look();
+    const { complete } = looked;
+    // Without its disk it is as one that has not come.
+    const found = isDiskKnown || this.state.name !== 'waiting' ? looked.found : 'waiting';
     if (found === 'gone' && this.#isOurs && this.#manifest && this.#around.merging?.escrow) {
       this.#isUndecided = true;
       this.#around.merging.tellOperator(
@@ -409,8 +447,20 @@ export class DestinationMigration {
     return state.name === 'merging' || (state.name === 'arrived' && !state.complete);
   }
 
-  /** Before the VM counts as whole, or as ended, the custodian has to give up its right to it. */
+  /**
+   * Before the VM counts as whole, or as ended, its disk has to be whole, and the custodian to give up its right to it. What
+   * is missing of the disk relays hold, so the source need not wait for that.
+   */
   async #tellEnd(event: DestinationEvent, isEnd: boolean): Promise<void> {
+    const arrival = this.#arrival;
+    if (arrival && isEnd && destinationOwns(this.state) && (await arrival.isPending())) {
+      if (event.name === 'restarted' && event.complete)
+        await this.#engine.dispatch({ ...event, complete: false, divided: true });
+      else await this.#engine.dispatch({ name: 'divided' });
+      await arrival.settle(this.#machine);
+      // A VM that has ended meanwhile is whole, too.
+      if (event.name === 'restarted' && event.complete) return this.#engine.dispatch({ name: 'completed' });
+    }
     const escrow = this.#around.merging?.escrow;
     if (escrow && isEnd && this.#isOurs) {
       this.#release ??= escrow.release(this.#abort.signal);
@@ -440,6 +490,7 @@ export class DestinationMigration {
   async stop(): Promise<void> {
     this.#rest();
     this.#endStreams();
+    await this.#arrival?.end({ drop: false });
     await this.#engine.stop();
   }
 
@@ -504,10 +555,11 @@ export class DestinationMigration {
     const { storage, mode, engine } = this.#options;
     const channels = (engine ?? 'direct') === 'direct' ? this.#options.channels : 0;
     try {
-      const machine = await this.#around.make();
+      const arrival = this.#arrival;
+      const machine = await this.#around.make(arrival && (() => arrival.listen()));
       this.#machine = machine;
       this.#watchEnd(machine);
-      if (storage === 'copied') await serveDisk(machine.qmp, this.#socket('disk'));
+      if (storage === 'copied' && !arrival) await serveDisk(machine.qmp, this.#socket('disk'));
       const socketPath = this.#socket('memory');
       await listenForMemory(machine.qmp, { socketPath, postcopy: mode !== 'precopy', channels });
       this.#watchLoading(machine);
@@ -524,16 +576,18 @@ export class DestinationMigration {
     return { name: 'made' };
   }
 
-  async #resume(): Promise<DestinationEvent> {
+  async #resume(): Promise<DestinationEvent | undefined> {
     const machine = this.#machine;
-    if (!machine) return { name: 'vm-ended' };
+    const gone = (): DestinationEvent | undefined =>
+      this.#arrival ? this.#ended({ name: 'vm-ended' }) : { name: 'vm-ended' };
+    if (!machine) return gone();
     const mayLackPages = this.#options.mode !== 'precopy';
     const patience: { timeoutMs?: number } = mayLackPages ? { timeoutMs: pageTimeoutMs } : {};
     try {
       // QEMU takes them in this order, also when it can do neither yet.
       await Promise.all([this.#closeDisk(machine, patience), this.#vm.running && machine.resume(patience)]);
     } catch (error) {
-      if (machine.qmp.state !== 'ready') return { name: 'vm-ended' };
+      if (machine.qmp.state !== 'ready') return gone();
       // It has the word and waits for a page that is still at the source: it runs when that comes.
       if (mayLackPages && asAppError(error).code === 'timeout')
         return { name: 'resumed', complete: false, divided: this.#manifest !== undefined };
@@ -541,7 +595,11 @@ export class DestinationMigration {
       if (!running) return { name: 'resume-refused', message: asAppError(error).message };
     }
     const { complete } = await this.#look(patience.timeoutMs);
-    return { name: 'resumed', complete, divided: this.#manifest !== undefined };
+    const divided = this.#manifest !== undefined;
+    if (!complete || !(await this.#arrival?.isPending())) return { name: 'resumed', complete, divided };
+    // Nobody else watches for the rest of it.
+    this.#tell({ name: 'completed' });
+    return { name: 'resumed', complete: false, divided: true };
   }
 
   /** Only one that cannot go on: the last pages may have been on their way when the source gave it up. */
@@ -560,9 +618,12 @@ export class DestinationMigration {
     return { name: 'vm-ended' };
   }
 
-  /** What only counts when a custodian has been asked comes by itself, for that may take as long as it is away. */
+  /**
+   * What only counts when a custodian has been asked, or the disk is whole, comes by itself, for that may take as long as
+   * others are away.
+   */
   #ended(event: DestinationEvent | undefined): DestinationEvent | undefined {
-    if (!event || !this.#around.merging?.escrow) return event;
+    if (!event || !(this.#around.merging?.escrow || this.#arrival)) return event;
     this.#tell(event);
     return undefined;
   }
@@ -571,6 +632,7 @@ export class DestinationMigration {
     clearTimeout(this.#ticket?.expiry);
     await this.#machine?.kill();
     this.#endStreams();
+    await this.#arrival?.end({ drop: true });
     for (const purpose of ['disk', 'memory'] as const)
       if (this.#machine) await rm(this.#socket(purpose), { force: true });
     this.#machine = null;
@@ -579,7 +641,7 @@ export class DestinationMigration {
 
   /** Once, and again only if that failed. */
   #closeDisk({ qmp }: Machine, options: { timeoutMs?: number } = {}): Promise<void> {
-    if (this.#options.storage !== 'copied') return Promise.resolve();
+    if (this.#options.storage !== 'copied' || this.#arrival) return Promise.resolve();
     this.#diskClosed ??= closeDisk(qmp, options).catch((error) => {
       this.#diskClosed = undefined;
       throw error;
@@ -626,7 +688,10 @@ export class DestinationMigration {
     const silent = this.#silent;
     const socketPath = this.#socket('memory');
     try {
-      if (silent) await this.#findManifest();
+      if (silent) {
+        await this.#findManifest();
+        await this.#arrival?.reopen();
+      }
       await rm(socketPath, { force: true });
       await (silent ? silent.recover(socketPath) : listenForRecovery(this.#machine!.qmp, socketPath));
       // Only now: one that says nothing has not said that its stream is lost, and refuses another one if it is not.

@@ -18,6 +18,7 @@ import type {
 } from '../model/migration.ts';
 import { digestBytes, MemoryIndex, noBlock, type SetIndex, type SetName } from '../pages/index.ts';
 import { delay, type MigrationStatus, type QmpConnection, type QmpEvent } from '../qmp/index.ts';
+import type { RelayHolds } from '../relay/index.ts';
 import type { Machine } from '../vm/machine.ts';
 import { mirroredSet } from './condensed/disk-frames.ts';
 import { DiskSource } from './condensed/disk-source.ts';
@@ -40,8 +41,11 @@ import {
 import { dropMirror, finishMirror, setMirrorSpeed, startMirror, waitUntilMirrored } from './mirror.ts';
 import { ProgressTracker } from './progress.ts';
 import type { Ticket, ToDestination, ToSource } from './protocol.ts';
+import { endReadBack, ReadBack } from './read-back.ts';
+import { DiskDivider } from './relayed/disk-divider.ts';
 import { Divider } from './relayed/divider.ts';
 import type { Pool } from './relayed/pool.ts';
+import { sumOfDivisions } from './relayed/statistics.ts';
 import {
   isSourceOver,
   type SourceEffect,
@@ -59,7 +63,7 @@ export interface SourceSurroundings {
   /** Opens a session to the destination by its ticket. */
   openSession: (purpose: SessionPurpose, ticket: Ticket, signal: AbortSignal) => Promise<Duplex>;
   /** A session of a group of slabs with a relay. Missing where nothing is relayed. */
-  openRelay?: (id: Uuid, group: string) => Promise<Duplex>;
+  openRelay?: (id: Uuid, group: string, holds: RelayHolds) => Promise<Duplex>;
   /** Of VMs that leave at the same time and may share slabs; asked once for each division. Missing: with none. */
   pool?: () => Pool | undefined;
   /** The index of a reference set that the destination holds; `undefined` when it is not known here. */
@@ -113,6 +117,8 @@ export class SourceMigration {
   #isMirrored = false;
   #agentLink: Duplex | undefined;
   #divider: Divider | undefined;
+  #diskDivider: DiskDivider | undefined;
+  #readBack: ReadBack | undefined;
   #diskSession: Duplex | undefined;
   #copy: { abort: AbortController; done: Promise<void> } | undefined;
   #isRecovering = false;
@@ -198,7 +204,12 @@ export class SourceMigration {
       if (message.cost) this.#tracker.costThere(message.cost);
     }
     if (message.name === 'recover') return this.#recover(message.ticket);
-    await this.#engine.dispatch(message);
+    await this.#engine.dispatch(this.#isDiskSafe ? message : asUnfinished(message));
+  }
+
+  /** As far as it went to relays from here: until enough of them hold all of it, this side is needed. */
+  get #isDiskSafe(): boolean {
+    return this.#diskDivider?.isSafe ?? true;
   }
 
   /** The destination cannot be reached: a migration that was undone here need not wait for it. */
@@ -234,7 +245,7 @@ export class SourceMigration {
     await this.#copy?.done;
     await stopped;
     await this.#closeDoors();
-    this.#divider?.end({ drop: false });
+    this.#endDividers({ drop: false });
   }
 
   #watch(event: QmpEvent): void {
@@ -338,6 +349,7 @@ export class SourceMigration {
         const session = early ?? (await this.#around.openSession(purpose, ticket, signal));
         this.#step(`${purpose} session`);
         if (purpose === 'memory' && isCondensed) await this.#condense(session, socket);
+        else if (this.#options.relayed?.diskRelays) await this.#divideDisk(session, socket);
         else if (isCondensed) await this.#condenseDisk(session, socket);
         else {
           if (early) passOn(early, socket);
@@ -361,6 +373,9 @@ export class SourceMigration {
           this.#tellCondensed();
           this.#report();
         },
+      }).catch((error) => {
+        // QEMU only says that its mirror failed.
+        throw this.#diskDivider?.failure ?? error;
       });
     }
     this.#tracker.enter('memory');
@@ -381,6 +396,7 @@ export class SourceMigration {
         this.#step('pre-switchover');
         this.#tracker.enter('switchover');
         if (isCopied) await finishMirror(qmp, signal);
+        await this.#diskDivider?.end();
         this.#isMirrored = true;
         if (this.#diskMark) await markDisk(qmp, this.#diskMark);
       },
@@ -442,7 +458,9 @@ export class SourceMigration {
     }
     await this.#closeDoors();
     // Nobody will come for what it has given away.
-    this.#divider?.end({ drop: true });
+    this.#endDividers({ drop: true });
+    if (machine?.qmp.state === 'ready' && this.#options.relayed?.diskRelays)
+      await this.#orReport('QEMU did not end its server of the disk', () => endReadBack(machine.qmp));
     // Those of an earlier daemon, of which only the names are left.
     if (machine)
       for (const purpose of ['disk', 'memory'] as const) await rm(this.#socket(purpose), { force: true });
@@ -514,7 +532,8 @@ export class SourceMigration {
     this.#recoverySecret = ticket.secret;
     const signal = AbortSignal.timeout(undoTimeoutMs);
     try {
-      await this.#closeDoors();
+      // The disk is told of over a session of its own.
+      await this.#closeDoors({ keepsDisk: true });
       if (this.#isCondensed) {
         const link = await this.#around.openSession('memory', ticket, signal);
         // At once: a wish that is repeated meanwhile must find it at work.
@@ -622,9 +641,10 @@ export class SourceMigration {
   }
 
   #tellCondensed(): void {
-    const [memory, disk] = [this.#agent?.statistics, this.#diskAgent?.statistics];
+    const [memory, disk] = [this.#agent?.statistics, (this.#diskDivider ?? this.#diskAgent)?.statistics];
     this.#tracker.condensed({ ...(memory && { memory }), ...(disk && { disk }) });
-    if (this.#divider) this.#tracker.relayed(this.#divider.statistics);
+    const [divided, ofDisk] = [this.#divider?.statistics, this.#diskDivider?.division];
+    if (divided) this.#tracker.relayed(ofDisk ? sumOfDivisions(divided, ofDisk) : divided);
   }
 
   /** Without `qemu` a post-copy goes on, out of the memory alone. Resolves when the destination has everything. */
@@ -666,6 +686,35 @@ export class SourceMigration {
     }
   }
 
+  /** The mirror's writes, for relays. Resolves when QEMU has taken its leave. */
+  async #divideDisk(link: Duplex, qemu: Socket): Promise<void> {
+    const { diskRelays, replicas } = this.#options.relayed!;
+    const relays = diskRelays!.map(({ id, name }) => ({
+      id,
+      name,
+      open: (group: string) => this.#around.openRelay!(id, group, 'disk'),
+    }));
+    // What an earlier one has placed is nobody's any more.
+    this.#diskDivider?.close({ drop: true });
+    const divider = new Divider({ migrationId: this.#id, relays, replicas });
+    await divider.open();
+    this.#readBack ??= new ReadBack(this.#machine!.qmp, this.#socket('disk'));
+    const readBack = this.#readBack;
+    this.#diskDivider = new DiskDivider({
+      qemu,
+      link,
+      divider,
+      readBack: (offset, lengthBytes) => readBack.read(offset, lengthBytes),
+    });
+    await this.#diskDivider.run();
+  }
+
+  #endDividers(how: { drop: boolean }): void {
+    this.#divider?.end(how);
+    this.#diskDivider?.close(how);
+    this.#readBack?.close();
+  }
+
   async #openDivider(): Promise<Divider | undefined> {
     const { engine, relayed } = this.#options;
     const { openRelay } = this.#around;
@@ -673,7 +722,7 @@ export class SourceMigration {
     const relays = relayed.relays.map(({ id, name }) => ({
       id,
       name,
-      open: (group: string) => openRelay(id, group),
+      open: (group: string) => openRelay(id, group, 'memory'),
     }));
     const divider = new Divider({
       migrationId: this.#id,
@@ -716,14 +765,14 @@ export class SourceMigration {
     }
     await this.#copy?.done;
     await this.#closeDoors();
-    this.#divider?.end({ drop: false });
+    this.#endDividers({ drop: false });
     await this.#around.discard();
   }
 
-  async #closeDoors(): Promise<void> {
+  async #closeDoors({ keepsDisk = false } = {}): Promise<void> {
     for (const door of this.#doors.splice(0)) await door[Symbol.asyncDispose]();
     this.#agentLink?.destroy();
-    this.#diskSession?.destroy();
+    if (!keepsDisk || !this.#diskDivider) this.#diskSession?.destroy();
   }
 
   #socket(purpose: SessionPurpose): string {
@@ -744,6 +793,13 @@ export class SourceMigration {
     this.#around.onProgress?.(this.#tracker.progress);
     if (isSourceOver(this.#engine.state)) clearInterval(this.#retry);
   }
+}
+
+/** One that is whole needs nobody; for any other, relays do not have enough yet. */
+function asUnfinished(message: Exclude<ToSource, { name: 'recover' }>): typeof message {
+  if (message.name !== 'running') return message;
+  const { divided: _, ...running } = message;
+  return running;
 }
 
 /** What was awaited of the stream before it is joined with the socket. */

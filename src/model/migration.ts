@@ -63,6 +63,11 @@ export interface RelayedOptions {
    * For that all of its pages go to relays.
    */
   custodian?: { id: Uuid; name: string };
+  /**
+   * Cloudlets that lend disk space for a disk that is not shared, enough for all of it: then it goes to them. If missing, it
+   * is mirrored to the destination before the memory.
+   */
+  diskRelays?: { id: Uuid; name: string }[];
 }
 
 /** How far it is. Phases follow their order; of `fraction`, `doneBytes` and `round` none ever falls. */

@@ -216,6 +216,11 @@ export interface QmpCommands {
   'query-jobs': Command<None, JobInfo[]>;
   'blockdev-add': Command<QemuOptions & { driver: string; 'node-name': string }, Done>;
   'blockdev-del': Command<{ 'node-name': string }, Done>;
+  'blockdev-reopen': Command<{ options: (QemuOptions & { driver: string; 'node-name': string })[] }, Done>;
+  'block-stream': Command<
+    { 'job-id': string; device: string; 'base-node': string; 'backing-file': string },
+    Done
+  >;
   /** Into the qcow2 itself. */
   'blockdev-snapshot-internal-sync': Command<{ device: string; name: string }, Done>;
   'blockdev-snapshot-delete-internal-sync': Command<

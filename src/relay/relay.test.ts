@@ -5,10 +5,15 @@ import { Duplex, duplexPair } from 'node:stream';
 import { test } from 'node:test';
 import { newId } from '../model/ids.ts';
 import { MiB } from '../model/units.ts';
-import { newKey, PassOn, RelayClient, Seal, SlabStore, serveSlabs } from './index.ts';
+import { memoryShelf, newKey, PassOn, RelayClient, Seal, SlabStore, serveSlabs } from './index.ts';
 
 function start(quotaBytes = 16 * MiB) {
-  const store = new SlabStore({ quotaBytes, availableBytes: () => 2 ** 40, now: () => 0 });
+  const store = new SlabStore({
+    shelf: memoryShelf,
+    quotaBytes,
+    availableBytes: () => 2 ** 40,
+    now: () => 0,
+  });
   store.attach('group', 1000);
   const [near, far] = duplexPair();
   const served = serveSlabs({ store, group: 'group', session: far });
@@ -38,7 +43,12 @@ test('slabs are put and got, in any order, and dropped', async () => {
 });
 
 test('a slab of one group is shared by another that shows its secret, and stays when the first one goes', async () => {
-  const store = new SlabStore({ quotaBytes: 16 * MiB, availableBytes: () => 2 ** 40, now: () => 0 });
+  const store = new SlabStore({
+    shelf: memoryShelf,
+    quotaBytes: 16 * MiB,
+    availableBytes: () => 2 ** 40,
+    now: () => 0,
+  });
   const [first, second] = ['aa', 'bb'].map((each) => each.repeat(32)) as [string, string];
   const connect = (secret: string) => {
     const nameOf = (each: string) => `group ${each}`;
@@ -86,7 +96,12 @@ test('what a guest waits for goes before what nobody waits for', async () => {
 
 /** A relay, and what it has for those who come for its group. */
 function relay(passOn?: PassOn) {
-  const store = new SlabStore({ quotaBytes: 16 * MiB, availableBytes: () => 2 ** 40, now: () => 0 });
+  const store = new SlabStore({
+    shelf: memoryShelf,
+    quotaBytes: 16 * MiB,
+    availableBytes: () => 2 ** 40,
+    now: () => 0,
+  });
   const open = () => {
     store.attach('group', 1000);
     const [near, far] = duplexPair();

@@ -24,13 +24,13 @@ export interface ServeOptions {
 }
 
 export type ServedStore = Pick<
-  SlabStore,
+  SlabStore<Buffer | Promise<Buffer>>,
   'put' | 'get' | 'drop' | 'share' | 'whenHeld' | 'remove' | 'freeBytes'
 >;
 
 /** Resolves when the client has ended; throws what broke the session, and destroys it. */
 export async function serveSlabs({ store, group, session, nameOf, passOn }: ServeOptions): Promise<void> {
-  const answers = new Answers(session, (slab) => store.get(group, slab));
+  const answers = new Answers(session, find);
   const expected = new Map<number, () => void>();
   try {
     answers.add({ name: 'free', freeBytes: store.freeBytes });
@@ -44,26 +44,39 @@ export async function serveSlabs({ store, group, session, nameOf, passOn }: Serv
     passOn?.close();
   }
 
+  /** One that cannot be read any more is not there. */
+  function find(slab: number): Found {
+    const found = store.get(group, slab);
+    return found instanceof Promise ? found.catch(() => undefined) : found;
+  }
+
   function expect({ slab, digest }: Extract<ClientFrame, { name: 'expect' }>): void {
     if (expected.size >= mostWaiting) throw relayError('more expectations than it may');
-    const onHeld = () => {
+    const onHeld = async () => {
       expected.delete(slab);
-      const isRight = hash('sha256', store.get(group, slab)!, 'buffer').equals(digest);
+      const bytes = await find(slab);
+      const isRight = bytes !== undefined && hash('sha256', bytes, 'buffer').equals(digest);
       if (!isRight) store.remove(group, slab);
-      answers.add({ name: 'here', slab, isRight, freeBytes: store.freeBytes });
+      answer({ name: 'here', slab, isRight, freeBytes: store.freeBytes });
     };
     expected.get(slab)?.();
     expected.set(slab, () => {});
-    const withdraw = store.whenHeld(group, slab, onHeld);
+    const withdraw = store.whenHeld(group, slab, () => void onHeld());
     if (expected.has(slab)) expected.set(slab, withdraw);
   }
 
   function pass({ slab, to }: Extract<ClientFrame, { name: 'pass' }>): void {
-    const bytes = store.get(group, slab);
-    const passing = bytes && passOn ? passOn.pass(to, slab, bytes) : Promise.resolve(false);
-    passing.then((isTaken) => {
-      if (!session.destroyed && !session.writableEnded) answers.add({ name: 'passed', slab, to, isTaken });
-    });
+    const give = async () => {
+      const bytes = await find(slab);
+      const isTaken = bytes !== undefined && (await passOn?.pass(to, slab, bytes)) === true;
+      answer({ name: 'passed', slab, to, isTaken });
+    };
+    void give();
+  }
+
+  /** What takes a while may come to its end after the session. */
+  function answer(late: RelayFrame): void {
+    if (!session.destroyed && !session.writableEnded) answers.add(late);
   }
 
   async function read(): Promise<void> {
@@ -74,7 +87,8 @@ export async function serveSlabs({ store, group, session, nameOf, passOn }: Serv
       reader.push(bytes);
       for (let next = reader.next(); next; next = reader.next()) {
         if (next.name === 'put') {
-          const isHeld = store.put(group, next.slab, next.bytes);
+          const held = store.put(group, next.slab, next.bytes);
+          const isHeld = held instanceof Promise ? await held : held;
           answers.add({ name: isHeld ? 'held' : 'full', slab: next.slab, freeBytes: store.freeBytes });
         } else if (next.name === 'get') {
           answers.give(next);
@@ -95,19 +109,22 @@ export async function serveSlabs({ store, group, session, nameOf, passOn }: Serv
   }
 }
 
+/** In memory it is there at once. */
+type Found = Buffer | undefined | Promise<Buffer | undefined>;
+
 type Get = Extract<ClientFrame, { name: 'get' }>;
 
 /** Answers on their way out: small ones at once, slabs one after the other as the client takes them. */
 class Answers {
   readonly #session: Duplex;
-  readonly #find: (slab: number) => Buffer | undefined;
+  readonly #find: (slab: number) => Found;
   readonly #urgent: Get[] = [];
   readonly #others: Get[] = [];
   readonly #failed = Promise.withResolvers<never>();
   #isGiving = false;
   #last: Promise<void> = Promise.resolve();
 
-  constructor(session: Duplex, find: (slab: number) => Buffer | undefined) {
+  constructor(session: Duplex, find: (slab: number) => Found) {
     this.#session = session;
     this.#find = find;
     this.#failed.promise.catch(() => {});
@@ -140,7 +157,8 @@ class Answers {
       const next = this.#urgent.shift() ?? this.#others.shift();
       if (!next) break;
       const { tag, slab, at, length } = next;
-      const bytes = this.#find(slab)?.subarray(at, at + length);
+      const found = this.#find(slab);
+      const bytes = (found instanceof Promise ? await found : found)?.subarray(at, at + length);
       const isThere = bytes?.length === length;
       await this.#write(isThere ? { name: 'slab', tag, bytes } : { name: 'absent', tag });
     }

@@ -2,12 +2,12 @@ import assert from 'node:assert/strict';
 import { randomInt } from 'node:crypto';
 import { test } from 'node:test';
 import { MiB } from '../model/units.ts';
-import { longestLeaseMs, SlabStore } from './slab-store.ts';
+import { longestLeaseMs, memoryShelf, SlabStore } from './slab-store.ts';
 
 const plenty = 2 ** 40;
 let now = 0;
 const open = (quotaBytes: number, available = plenty) =>
-  new SlabStore({ quotaBytes, availableBytes: () => available, now: () => now });
+  new SlabStore({ shelf: memoryShelf, quotaBytes, availableBytes: () => available, now: () => now });
 
 test('slabs come back as they were given, each group its own', () => {
   const store = open(MiB);

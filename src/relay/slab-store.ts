@@ -1,18 +1,44 @@
 /**
- * What a relay holds: sealed slabs in memory, by group (one migration of one source) and number. Nothing is reserved:
- * a slab is taken while there is room at that moment. Groups may share slabs, which then are held as long as one of them
- * has them. Pure but for the two functions it is given.
+ * What a relay holds: sealed slabs, by group (one migration of one source) and number, on a shelf: in memory, or in files.
+ * Nothing is reserved: a slab is taken while there is room at that moment. Groups may share slabs, which then are held as
+ * long as one of them has them. Pure but for the shelf and the two functions it is given.
  *
  * Invariants: the bytes held never exceed the quota that held when the last of them was taken; a group outlives its
  * last session by its lease and no more.
  */
-export interface SlabStoreOptions {
+/** Where the bytes of slabs are. `Bytes` is what reading gives, at once or later. */
+export interface Shelf<Bytes> {
+  /** Keeps a copy. A promise may reject, and then nothing is kept. */
+  keep(group: string, bytes: Uint8Array): Kept<Bytes> | Promise<Kept<Bytes>>;
+  /** Nothing of the group is needed any more. */
+  forget(group: string): void;
+}
+
+export interface Kept<Bytes> {
+  length: number;
+  read(): Bytes;
+}
+
+export const memoryShelf: Shelf<Buffer> = {
+  keep: (_, bytes) => {
+    // A buffer of its own: one out of Node's pool would keep 64 KiB alive for it.
+    const copy = Buffer.allocUnsafeSlow(bytes.length);
+    copy.set(bytes);
+    return { length: copy.length, read: () => copy };
+  },
+  forget: () => {},
+};
+
+export interface SlabStoreOptions<Bytes> {
+  shelf: Shelf<Bytes>;
   /** Bytes that it may hold; 0 takes nothing. */
   quotaBytes: number;
   /** What the host could give beside that now. */
   availableBytes: () => number;
   /** In ms. */
   now: () => number;
+  /** Of any group, whatever it asks for. */
+  longestLeaseMs?: number;
 }
 
 export interface GroupFacts {
@@ -21,14 +47,16 @@ export interface GroupFacts {
   sessions: number;
 }
 
-interface Held {
-  bytes: Buffer;
+interface Held<Bytes> {
+  kept: Kept<Bytes>;
   /** How many have it. */
   groups: number;
 }
 
-interface Group {
-  slabs: Map<number, Held>;
+interface Group<Bytes> {
+  slabs: Map<number, Held<Bytes>>;
+  /** On their way to the shelf. */
+  coming: number;
   /** Told when a slab is there. */
   expected: Map<number, Set<() => void>>;
   /** Of its slabs, whoever else has them. */
@@ -42,18 +70,20 @@ interface Group {
 
 /** What a slab costs beside its bytes, about. */
 const overheadBytes = 256;
-/** So much of the host's memory is never lent: a relay has VMs of its own. */
+/** So much of what the host has is never lent: a relay has VMs of its own. */
 const reserveBytes = 256 * 1024 * 1024;
 const mostGroups = 256;
 export const longestLeaseMs = 3_600_000;
+/** A disk that is lost is lost for good, and disk space is not missed as memory is. */
+export const longestDiskLeaseMs = 24 * longestLeaseMs;
 
-export class SlabStore {
-  readonly #options: SlabStoreOptions;
-  readonly #groups = new Map<string, Group>();
+export class SlabStore<Bytes = Buffer> {
+  readonly #options: SlabStoreOptions<Bytes>;
+  readonly #groups = new Map<string, Group<Bytes>>();
   #quotaBytes: number;
   #usedBytes = 0;
 
-  constructor(options: SlabStoreOptions) {
+  constructor(options: SlabStoreOptions<Bytes>) {
     this.#options = options;
     this.#quotaBytes = options.quotaBytes;
   }
@@ -81,9 +111,10 @@ export class SlabStore {
   attach(name: string, leaseMs: number): boolean {
     const known = this.#groups.get(name);
     if (!known && this.#groups.size >= mostGroups) return false;
-    const group = known ?? newGroup();
+    const group = known ?? newGroup<Bytes>();
     group.sessions += 1;
-    group.leaseMs = Math.min(Math.max(group.leaseMs, leaseMs), longestLeaseMs);
+    const mostMs = this.#options.longestLeaseMs ?? longestLeaseMs;
+    group.leaseMs = Math.min(Math.max(group.leaseMs, leaseMs), mostMs);
     this.#groups.set(name, group);
     return true;
   }
@@ -94,19 +125,38 @@ export class SlabStore {
     if (!group) return;
     group.sessions -= 1;
     group.expiresAt = this.#options.now() + group.leaseMs;
-    if (group.sessions === 0 && group.slabs.size === 0) this.#groups.delete(name);
+    if (group.sessions === 0 && group.slabs.size === 0 && group.coming === 0) this.#groups.delete(name);
   }
 
-  /** Keeps a copy; false when it is full. The first content of a number stays. */
-  put(name: string, slab: number, bytes: Uint8Array): boolean {
+  /**
+   * Keeps a copy, of bytes that stay as they are until it answers; false when it is full. The first content of a number
+   * stays.
+   */
+  put(name: string, slab: number, bytes: Uint8Array): boolean | Promise<boolean> {
     const group = this.#groups.get(name);
     if (!group || group.isDropped) return false;
     if (group.slabs.has(slab)) return true;
-    if (costOf({ bytes }) > this.freeBytes) return false;
-    // A buffer of its own: one out of Node's pool would keep 64 KiB alive for it.
-    const copy = Buffer.allocUnsafeSlow(bytes.length);
-    copy.set(bytes);
-    this.#hold(group, slab, { bytes: copy, groups: 0 });
+    if (costOf(bytes) > this.freeBytes) return false;
+    const kept = this.#options.shelf.keep(name, bytes);
+    if (kept instanceof Promise) return this.#holdLater(group, slab, costOf(bytes), kept);
+    this.#hold(group, slab, { kept, groups: 0 });
+    return true;
+  }
+
+  async #holdLater(
+    group: Group<Bytes>,
+    slab: number,
+    cost: number,
+    keeping: Promise<Kept<Bytes>>,
+  ): Promise<boolean> {
+    // Others are not to take the same room meanwhile.
+    this.#usedBytes += cost;
+    group.coming += 1;
+    const kept = await keeping.catch(() => undefined);
+    group.coming -= 1;
+    this.#usedBytes -= cost;
+    if (!kept || group.isDropped) return false;
+    if (!group.slabs.has(slab)) this.#hold(group, slab, { kept, groups: 0 });
     return true;
   }
 
@@ -122,8 +172,8 @@ export class SlabStore {
     return true;
   }
 
-  #hold(group: Group, slab: number, held: Held): void {
-    const cost = costOf(held);
+  #hold(group: Group<Bytes>, slab: number, held: Held<Bytes>): void {
+    const cost = costOf(held.kept);
     if (held.groups === 0) this.#usedBytes += cost;
     held.groups += 1;
     group.slabs.set(slab, held);
@@ -133,8 +183,8 @@ export class SlabStore {
     for (const onHeld of expected ?? []) onHeld();
   }
 
-  #letGo(group: Group, slab: number, held: Held): void {
-    const cost = costOf(held);
+  #letGo(group: Group<Bytes>, slab: number, held: Held<Bytes>): void {
+    const cost = costOf(held.kept);
     held.groups -= 1;
     if (held.groups === 0) this.#usedBytes -= cost;
     group.slabs.delete(slab);
@@ -166,8 +216,8 @@ export class SlabStore {
   }
 
   /** Never changed afterwards. */
-  get(name: string, slab: number): Buffer | undefined {
-    return this.#groups.get(name)?.slabs.get(slab)?.bytes;
+  get(name: string, slab: number): Bytes | undefined {
+    return this.#groups.get(name)?.slabs.get(slab)?.kept.read();
   }
 
   /** Forgets what the group holds, for good. */
@@ -176,6 +226,7 @@ export class SlabStore {
     if (!group) return;
     group.isDropped = true;
     for (const [slab, held] of group.slabs) this.#letGo(group, slab, held);
+    this.#options.shelf.forget(name);
     if (group.sessions === 0) this.#groups.delete(name);
   }
 
@@ -188,15 +239,20 @@ export class SlabStore {
   }
 
   groups(): Map<string, GroupFacts> {
-    const facts = ({ slabs, bytes, sessions }: Group): GroupFacts => ({ slabs: slabs.size, bytes, sessions });
+    const facts = ({ slabs, bytes, sessions }: Group<Bytes>): GroupFacts => ({
+      slabs: slabs.size,
+      bytes,
+      sessions,
+    });
     return new Map([...this.#groups].map(([name, group]) => [name, facts(group)]));
   }
 }
 
-const costOf = ({ bytes }: { bytes: Uint8Array }): number => bytes.length + overheadBytes;
+const costOf = ({ length }: { length: number }): number => length + overheadBytes;
 
-const newGroup = (): Group => ({
+const newGroup = <Bytes>(): Group<Bytes> => ({
   slabs: new Map(),
+  coming: 0,
   expected: new Map(),
   bytes: 0,
   sessions: 0,

@@ -24,6 +24,8 @@ export interface Launch {
   diskFile: string;
   /** It is on storage that other hosts have too, so this host must not keep bytes of it in its own memory. */
   sharedDisk?: boolean;
+  /** Where the daemon serves what lies under the disk, as long as not all of that is here; see `arriving-disk.ts`. */
+  belowSocket?: string;
   /** Raw ISO with first-boot facts. */
   seedFile?: string;
   /** By interface: the tap device, or `null` for QEMU's own user network. Missing means `null`. */
@@ -37,7 +39,15 @@ export interface Launch {
 export const maxNets = 8;
 /** Root ports that are empty at start, for devices that come later. */
 export const hotplugPorts = ['hotplug0', 'hotplug1', 'hotplug2', 'hotplug3'] as const;
-export const nodeNames = { disk: 'disk', diskFile: 'disk-file', seed: 'seed' } as const;
+export const nodeNames = {
+  disk: 'disk',
+  diskFile: 'disk-file',
+  seed: 'seed',
+  // Of a disk that is still on its way: the daemon's export, then what that had of it, and the image.
+  source: 'disk-source',
+  below: 'disk-below',
+  image: 'disk-image',
+} as const;
 
 export const netdevId = (index: number): string => `net${index}`;
 export const nicId = (index: number): string => `nic${index}`;
@@ -134,9 +144,25 @@ const monitorArguments = (paths: MachinePaths, hasSpare: boolean): string[] => [
  */
 const cache = { direct: false, 'no-flush': false };
 
+/** What the guest discards or fills with zeros takes no space, and nothing to migrate. */
+export const ownDiskNode = {
+  driver: 'qcow2',
+  'node-name': nodeNames.disk,
+  file: nodeNames.diskFile,
+  discard: 'unmap',
+  'detect-zeroes': 'unmap',
+  cache,
+};
+
+/** A daemon that is away is waited for; after this the guest stands still (`rerror`), until it is told to go on. */
+const reconnectS = 3600;
+
+/** The name under which the daemon exports what lies under a disk. */
+export const belowExport = 'disk';
+
 function diskArguments(launch: Launch): string[] {
-  const { disk, diskFile, seed } = nodeNames;
-  const { seedFile } = launch;
+  const { disk, diskFile, seed, source } = nodeNames;
+  const { seedFile, belowSocket } = launch;
   return [
     ...json('-blockdev', {
       ...diskNode(launch.diskFile),
@@ -144,15 +170,17 @@ function diskArguments(launch: Launch): string[] {
       discard: 'unmap',
       cache: { ...cache, direct: launch.sharedDisk === true && !isRemote(launch.diskFile) },
     }),
-    // What the guest discards or fills with zeros takes no space, and nothing to migrate.
-    ...json('-blockdev', {
-      driver: 'qcow2',
-      'node-name': disk,
-      file: diskFile,
-      discard: 'unmap',
-      'detect-zeroes': 'unmap',
-      cache,
-    }),
+    ...(belowSocket === undefined
+      ? []
+      : json('-blockdev', {
+          driver: 'nbd',
+          'node-name': source,
+          server: { type: 'unix', path: belowSocket },
+          export: belowExport,
+          'read-only': true,
+          'reconnect-delay': reconnectS,
+        })),
+    ...json('-blockdev', belowSocket === undefined ? ownDiskNode : { ...ownDiskNode, backing: source }),
     // A guest that is told of an error gives its file system up; one that stands still goes on when that is mended.
     ...blockDevice({
       id: 'disk0',

@@ -26,7 +26,7 @@ import type {
 } from '../../src/model/migration.ts';
 import { MiB } from '../../src/model/units.ts';
 import type { VmSpec } from '../../src/model/vm.ts';
-import { PassOn, SlabStore, serveSlabs } from '../../src/relay/index.ts';
+import { memoryShelf, PassOn, SlabStore, serveSlabs } from '../../src/relay/index.ts';
 import { createDisk, diskUsage } from '../../src/vm/disks.ts';
 import { Machine } from '../../src/vm/machine.ts';
 import { machinePaths } from '../../src/vm/paths.ts';
@@ -412,6 +412,7 @@ export class LabRelay {
   readonly id = newId();
   readonly name: string;
   readonly store = new SlabStore({
+    shelf: memoryShelf,
     quotaBytes: 256 * MiB,
     availableBytes: () => Number.MAX_SAFE_INTEGER,
     now: () => performance.now(),

@@ -1,4 +1,4 @@
-/** `viper relay`: memory that the cloudlet lends to the migrations of others. */
+/** `viper relay`: memory and disk space that the cloudlet lends to the migrations of others. */
 import type { Command } from 'commander';
 import { formatBytes } from '../../model/units.ts';
 import type { Relay } from '../../sdk/client.ts';
@@ -7,14 +7,25 @@ import { addCommand, withSession } from '../session.ts';
 import { parseSize } from '../values.ts';
 
 export function addRelayCommands(program: Command): void {
-  const relay = program.command('relay').description('lend memory to the migrations of other cloudlets');
+  const relay = program
+    .command('relay')
+    .description('lend memory and disk space to the migrations of other cloudlets');
 
-  addCommand(relay, 'on', 'lend memory, as far as it is free when it is needed', 'viper relay on --memory 4G')
+  addCommand(
+    relay,
+    'on',
+    'lend memory, and disk space, as far as it is free when it is needed',
+    'viper relay on --memory 4G --disk 20G',
+  )
     .requiredOption('--memory <size>', 'the most that is lent, such as 4G', parseSize)
+    .option('--disk <size>', 'the most of the disk that is lent, for disks that are not shared', parseSize)
     .action(
-      withSession(async ({ viper, output, signal }, { memory }: { memory: number }) => {
-        show(output, await viper.lendMemory({ body: { memoryBytes: memory }, signal }));
-      }),
+      withSession(
+        async ({ viper, output, signal }, { memory, disk = 0 }: { memory: number; disk?: number }) => {
+          const body = { memoryBytes: memory, diskBytes: disk };
+          show(output, await viper.lendMemory({ body, signal }));
+        },
+      ),
     );
 
   addCommand(
@@ -36,14 +47,19 @@ export function addRelayCommands(program: Command): void {
 }
 
 function show(output: Output, relay: Relay): void {
-  const { memoryBytes, usedBytes, freeBytes, migrations } = relay;
+  const { memoryBytes, usedBytes, freeBytes, disk, migrations } = relay;
   output.show(relay, () => {
     output.facts([
       ['Lends', memoryBytes > 0 ? `at most ${formatBytes(memoryBytes)}` : 'nothing'],
       ['Holds', formatBytes(usedBytes)],
       ['Would take', formatBytes(freeBytes)],
+      ['Lends of its disk', disk.lentBytes > 0 ? `at most ${formatBytes(disk.lentBytes)}` : 'nothing'],
+      ['Holds there', formatBytes(disk.usedBytes)],
+      ['Would take there', formatBytes(disk.freeBytes)],
     ]);
-    for (const { migrationId, cloudlet, slabs, bytes } of migrations)
-      output.say(`${formatBytes(bytes)} in ${slabs} slabs from ${cloudlet}, migration ${migrationId}`);
+    for (const { holds, migrationId, cloudlet, slabs, bytes } of migrations)
+      output.say(
+        `${formatBytes(bytes)} of ${holds} in ${slabs} slabs from ${cloudlet}, migration ${migrationId}`,
+      );
   });
 }

@@ -50,6 +50,7 @@ export const Cloudlet = Exact({
   relay: Exact({
     memoryBytes: { ...Bytes, description: 'The most that it lends to the migrations of others.' },
     freeBytes: { ...Bytes, description: 'What it would take of them now.' },
+    freeDiskBytes: { ...Bytes, description: 'What it would take of their disks now, on its own.' },
   }),
   draining: Type.Boolean({ description: 'Takes no VMs and gives its own away, until it is undrained.' }),
   vms: Exact({ total: Type.Integer(), running: Type.Integer() }),

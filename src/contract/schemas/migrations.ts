@@ -39,6 +39,12 @@ export const MigrationOptions = Exact({
       relays: Type.Array(Exact({ id: Uuid, name: Name }), { maxItems: 32 }),
       replicas: Type.Integer({ minimum: 1, maximum: 4 }),
       custodian: Type.Optional(Exact({ id: Uuid, name: Name })),
+      diskRelays: Type.Optional(
+        Type.Array(Exact({ id: Uuid, name: Name }), {
+          maxItems: 32,
+          description: 'They hold the disk; if missing, it is mirrored to the destination first.',
+        }),
+      ),
     }),
   ),
 });

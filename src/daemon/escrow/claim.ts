@@ -90,7 +90,7 @@ export async function claimFromRelays(parts: ClaimParts, claim: Claim): Promise<
       qemu: createConnection({ path: socketPath, allowHalfOpen: true }),
       manifest,
       whole,
-      open: (relay) => peers.openRelay(relays[relay]!, migrationId, group),
+      open: (relay) => peers.openRelay(relays[relay]!, migrationId, group, 'memory'),
       signal,
     });
     await reporting(restore, work, () => restore!.run());

@@ -6,6 +6,7 @@ import { isDestinationOver } from '../../migration/destination-machine.ts';
 import { diskMarkOf, unmarkDisk } from '../../migration/disk-mark.ts';
 import type { Merged, Problem } from '../../migration/protocol.ts';
 import { removeDiskSnapshot } from '../../vm/disk-snapshot.ts';
+import { imageFile } from '../../vm/images.ts';
 import { vmOfSets } from '../references/reference-sets.ts';
 import type { Managed } from '../vms/registry.ts';
 import { CostMeter } from './cost-meter.ts';
@@ -53,9 +54,10 @@ export function makeDestination(
   /** The source has left before the VM was whole. */
   let hasMerged = false;
   const manifest = new ManifestFile(paths.vm(vm.id));
+  const diskManifest = new ManifestFile(paths.vm(vm.id), 'disk-manifest');
   let meter: CostMeter | undefined;
 
-  const make = async () => {
+  const make = async (listen?: () => Promise<void>) => {
     meter ??= new CostMeter({
       pid: () => arriving?.record.process?.pid,
       directory: paths.vm(vm.id),
@@ -78,7 +80,7 @@ export function makeDestination(
     const { machine, accelerator } = await runner.receive(
       { ...vm, spec },
       image,
-      { hasPostcopy: options.mode !== 'precopy' },
+      { hasPostcopy: options.mode !== 'precopy', listen },
       AbortSignal.timeout(makeTimeoutMs),
     );
     registry.update(arriving, { process: machine.process, runningWith: accelerator });
@@ -105,6 +107,19 @@ export function makeDestination(
     peers.send(peer.id, id, message).catch(() => {
       // Its host may be switched off by now.
     });
+  };
+
+  const ofDisk = () => {
+    if (!options.relayed?.diskRelays) return undefined;
+    const { digest, format } = vm.image;
+    return {
+      directory: paths.vm(vm.id),
+      file: runner.diskOf(vm),
+      image: { file: imageFile(paths.images, digest, format), format },
+      readManifest: () => diskManifest.read(),
+      writeManifest: (bytes: Buffer) => diskManifest.write(bytes),
+      removeManifest: () => diskManifest.remove(),
+    };
   };
 
   const { custodian } = options.relayed ?? {};
@@ -160,7 +175,7 @@ export function makeDestination(
         });
       },
       merging: {
-        openRelay: (relay, group) => peers.openRelay(relay, id, group),
+        openRelay: (relay, group, holds) => peers.openRelay(relay, id, group, holds),
         readManifest: () => manifest.read(),
         writeManifest: (bytes) => manifest.write(bytes),
         removeManifest: async () => {
@@ -168,6 +183,7 @@ export function makeDestination(
           if (custodian) await unmark();
         },
         tellOperator: (message) => tell.attention(message),
+        disk: ofDisk(),
         escrow:
           custodian &&
           escrowAt({

@@ -95,6 +95,8 @@ export class Inquiry {
               destination: peer,
               custodian,
               replicas: request.replicas ?? defaultReplicas,
+              // One that stands on no image here and on one there is mirrored as a whole.
+              ...(storage === 'copied' && !vm.wholeDisk && { diskBytes: vm.diskBytes }),
             })
           : undefined;
       // One that nobody asked for is done without.

@@ -8,6 +8,7 @@ import type { SessionPurpose } from '../../migration/source.ts';
 import { AppError } from '../../model/errors.ts';
 import type { Peer } from '../../model/fleet.ts';
 import type { Uuid } from '../../model/ids.ts';
+import type { RelayHolds } from '../../relay/index.ts';
 import type { Fleet } from '../fleet.ts';
 import type { LinkLimits } from './link-limits.ts';
 
@@ -22,7 +23,7 @@ const openTimeoutMs = 60_000;
 /** There are others. */
 const relayOpenTimeoutMs = 5000;
 /** How long a relay keeps what nobody asks for: a destination that is cut off, or whose daemon is away, comes back. */
-const relayLeaseS = 1800;
+const relayLeaseS = { memory: 1800, disk: 24 * 3600 };
 
 export const linkPurposes = {
   disk: 'viper-disk/1',
@@ -146,8 +147,8 @@ export class PeerSide {
   }
 
   /** A session with a relay, for whoever knows the secret of a migration's slabs. */
-  openRelay(relayId: Uuid, migrationId: Uuid, group: string): Promise<Session> {
-    const hello = { migrationId, group, leaseS: relayLeaseS };
+  openRelay(relayId: Uuid, migrationId: Uuid, group: string, holds: RelayHolds): Promise<Session> {
+    const hello = { migrationId, group, leaseS: relayLeaseS[holds], holds };
     return this.open(relayId, 'relay', hello, undefined, relayOpenTimeoutMs);
   }
 

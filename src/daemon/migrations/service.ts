@@ -11,6 +11,7 @@ import type { Peer } from '../../model/fleet.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { MigrationLimits, MigrationOptions, VmToMove } from '../../model/migration.ts';
 import type { Operation } from '../../model/operation.ts';
+import type { RelayHolds } from '../../relay/index.ts';
 import { imageFile } from '../../vm/images.ts';
 import type { Principal } from '../credentials.ts';
 import type { EventLog } from '../events.ts';
@@ -321,8 +322,8 @@ export class MigrationService {
   }
 
   /** A session with a relay, for one that gives slabs of a migration between others on to it. */
-  async openRelay(relayId: Uuid, migrationId: Uuid, group: string): Promise<Session> {
-    const session = await this.#peers.openRelay(relayId, migrationId, group);
+  async openRelay(relayId: Uuid, migrationId: Uuid, group: string, holds: RelayHolds): Promise<Session> {
+    const session = await this.#peers.openRelay(relayId, migrationId, group, holds);
     session.once('close', () => this.#peers.limits.forget(migrationId));
     return session;
   }

@@ -98,8 +98,8 @@ export function makeSource(
         link.add(session);
         return session;
       },
-      openRelay: async (relay, group) => {
-        const session = await peers.openRelay(relay, id, group);
+      openRelay: async (relay, group, holds) => {
+        const session = await peers.openRelay(relay, id, group, holds);
         link.add(session);
         return session;
       },

@@ -1,4 +1,7 @@
 import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { duplexPair } from 'node:stream';
 import { type TestContext, test } from 'node:test';
 import type { Session } from '../../link/index.ts';
@@ -13,21 +16,24 @@ const group = 'ab'.repeat(32);
 const migrationId = newId();
 const hello = { migrationId, group, leaseS: 0 };
 
-function open(context: TestContext, more: { configuredBytes?: number; isDraining?: () => boolean } = {}) {
+function open(context: TestContext, more: { memoryBytes?: number; isDraining?: () => boolean } = {}) {
   const fixture = testStore();
   context.after(() => fixture[Symbol.dispose]());
   const { store } = fixture;
   const events = new EventLog(store);
+  const directory = mkdtempSync(path.join(tmpdir(), 'viper-relay-'));
+  context.after(() => rmSync(directory, { recursive: true, force: true }));
   const make = () => {
     const service = new RelayService({
       store,
       events,
-      configuredBytes: 0,
-      isDraining: () => false,
+      configured: { memory: more.memoryBytes ?? 0, disk: 0 },
+      directory: path.join(directory, 'relay'),
+      reserveBytes: 0,
       nameOf: () => 'edge1',
       openRelay: () => Promise.reject(new Error('alone')),
       availableBytes: () => 2 ** 40,
-      ...more,
+      isDraining: more.isDraining ?? (() => false),
     });
     context.after(() => service.close());
     return service;
@@ -50,13 +56,13 @@ test('memory is lent when an operator says so, also after a restart, until he sa
     () => service.accept({ purpose: 'viper-relay/1', cloudletId: newId(), hello }),
     /lends no memory/,
   );
-  assert.equal(service.lend(64 * MiB).freeBytes, 64 * MiB);
+  assert.equal(service.lend({ memoryBytes: 64 * MiB }).freeBytes, 64 * MiB);
   assert.equal(make().status.memoryBytes, 64 * MiB);
   const { client, near } = connect(service);
   assert.equal(await client.put(1, Buffer.alloc(1000)), true);
   const [held] = service.status.migrations;
   assert.deepEqual([held?.migrationId, held?.cloudlet, held?.slabs], [migrationId, 'edge1', 1]);
-  service.lend(0);
+  service.lend({ memoryBytes: 0 });
   assert.equal(await client.put(2, Buffer.alloc(1000)), false);
   assert.equal((await client.get(1, { at: 0, length: 1000 }))?.length, 1000, 'what is held stays');
   client.drop();
@@ -67,7 +73,7 @@ test('memory is lent when an operator says so, also after a restart, until he sa
 });
 
 test('a cloudlet that is drained lends nothing', (context) => {
-  const service = open(context, { configuredBytes: MiB, isDraining: () => true }).make();
+  const service = open(context, { memoryBytes: MiB, isDraining: () => true }).make();
   assert.equal(service.status.freeBytes, 0);
   assert.throws(
     () => service.accept({ purpose: 'viper-relay/1', cloudletId: newId(), hello }),
@@ -76,7 +82,7 @@ test('a cloudlet that is drained lends nothing', (context) => {
 });
 
 test('a session that says nothing of a migration is none', (context) => {
-  const service = open(context, { configuredBytes: MiB }).make();
+  const service = open(context, { memoryBytes: MiB }).make();
   const wrong = [
     {},
     { ...hello, group: 'short' },

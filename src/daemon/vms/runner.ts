@@ -9,9 +9,10 @@ import type { Uuid } from '../../model/ids.ts';
 import { MiB } from '../../model/units.ts';
 import type { Accelerator, Attachment, ImageRecord, Storage, VmSpec } from '../../model/vm.ts';
 import { guestRequest, requireDone, type Taps } from '../../network/index.ts';
+import { belowSocket, makeArrivingDisk } from '../../vm/arriving-disk.ts';
 import { backupDisk } from '../../vm/backup.ts';
 import { isRemote } from '../../vm/disk-node.ts';
-import { copyDisk, createBlankDisk, createDisk } from '../../vm/disks.ts';
+import { type CreateDiskOptions, copyDisk, createBlankDisk, createDisk } from '../../vm/disks.ts';
 import { checkSpec, type Host, type HostFacts } from '../../vm/host.ts';
 import { changeIdentity, renewLeases } from '../../vm/identity.ts';
 import { imageFile } from '../../vm/images.ts';
@@ -183,14 +184,18 @@ export class Runner {
   }
 
   async #makeOverlay(file: string, spec: VmSpec, image: ImageRecord, signal: AbortSignal): Promise<void> {
-    await createDisk({
+    await createDisk(this.#overlayOf(file, spec, image, signal));
+  }
+
+  #overlayOf(file: string, spec: VmSpec, image: ImageRecord, signal: AbortSignal): CreateDiskOptions {
+    return {
       file,
       imageFile: imageFile(this.#paths.images, image.digest, image.format),
       imageFormat: image.format,
       sizeBytes: spec.disk.sizeBytes,
       reserveBytes: this.#config.reserveBytes,
       signal,
-    });
+    };
   }
 
   /** Starts QEMU and lets the guest boot from its disk. */
@@ -293,22 +298,30 @@ export class Runner {
 
   /**
    * A QEMU that waits for memory to come over the link, and for its disk as well: on an empty one of its own, on
-   * `image`. Without an image the disk is on shared storage, and there.
+   * `image`. Without an image the disk is on shared storage, and there. With `listen` what lies under the disk is served
+   * from when that has resolved on.
    */
   async receive(
     vm: Runnable,
     image: ImageRecord | undefined,
-    { hasPostcopy }: { hasPostcopy: boolean },
+    { hasPostcopy, listen }: { hasPostcopy: boolean; listen?: (() => Promise<void>) | undefined },
     signal: AbortSignal,
   ): Promise<Started> {
+    const how = { incoming: true, spareMonitor: hasPostcopy };
+    if (image && listen) {
+      const directory = await this.#makeDirectory(vm);
+      await makeArrivingDisk(this.#overlayOf(diskIn(directory), vm.spec, image, signal));
+      await listen();
+      return this.#launch(vm, { ...how, belowSocket: belowSocket(directory) }, signal, async () => {});
+    }
     if (image) await this.makeDisk(vm, image, signal);
     else await this.#makeDirectory(vm);
-    return this.#launch(vm, { incoming: true, spareMonitor: hasPostcopy }, signal, async () => {});
+    return this.#launch(vm, how, signal, async () => {});
   }
 
   async #launch(
     vm: Runnable,
-    how: { incoming: boolean; spareMonitor?: boolean },
+    how: { incoming: boolean; spareMonitor?: boolean; belowSocket?: string },
     signal: AbortSignal,
     begin: (machine: Machine) => Promise<void>,
   ): Promise<Started> {

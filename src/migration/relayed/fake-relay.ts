@@ -4,7 +4,7 @@ import { Duplex, duplexPair } from 'node:stream';
 import { AppError } from '../../model/errors.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import { MiB } from '../../model/units.ts';
-import { PassOn, SlabStore, serveSlabs } from '../../relay/index.ts';
+import { memoryShelf, PassOn, SlabStore, serveSlabs } from '../../relay/index.ts';
 import type { RelayEnd } from './divider.ts';
 
 export interface RelayOptions {
@@ -38,7 +38,12 @@ export class FakeRelay {
   }: RelayOptions = {}) {
     this.isSilent = isSilent;
     this.#passes = passes;
-    const store = new SlabStore({ quotaBytes, availableBytes: () => 2 ** 40, now: () => 0 });
+    const store = new SlabStore({
+      shelf: memoryShelf,
+      quotaBytes,
+      availableBytes: () => 2 ** 40,
+      now: () => 0,
+    });
     this.store = store;
     const [get, put] = [store.get.bind(store), store.put.bind(store)];
     let given = 0;

@@ -179,7 +179,8 @@ export class Manifest {
     if (end > bytes.length) throw agentError('a manifest without a head');
     const head = bytes.subarray(4, end);
     const { division } = JSON.parse(head.toString('utf8'));
-    const manifest = new Manifest(divisionOf(division), parseLayout(head));
+    // Of the class that it is asked of.
+    const manifest = new this(divisionOf(division), parseLayout(head));
     const { pages } = manifest.layout.table;
     const reader = new FrameReader();
     reader.push(bytes.subarray(end));

@@ -114,12 +114,16 @@ export class Merger {
       });
   }
 
+  /** To all of them: a relay keeps what it holds as long as somebody is there for it. */
+  attach(): void {
+    for (const relay of this.#ends.keys()) this.#client(relay).catch(() => {});
+  }
+
   /** Until nothing is missing any more. Only when every missing page is covered. */
   async run(): Promise<void> {
     const { missing } = this.#options;
     const { signal } = this.#abort;
-    // All of them: a relay keeps what it holds as long as somebody is there for it.
-    for (const relay of this.#ends.keys()) this.#client(relay).catch(() => {});
+    this.attach();
     while (missing.size > 0 && !signal.aborted) {
       const change = this.#change.promise;
       if (this.#urgent === 0) {

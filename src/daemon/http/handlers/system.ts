@@ -34,7 +34,7 @@ export const systemHandlers = (cloudlet: Cloudlet): Handlers<Names> => ({
     return { bandwidthBps: cloudlet.linkLimits.cloudletBps };
   },
   getRelay: () => cloudlet.relay.status,
-  lendMemory: ({ body }) => cloudlet.relay.lend(body.memoryBytes),
+  lendMemory: ({ body }) => cloudlet.relay.lend(body),
   undrainCloudlet: () => {
     cloudlet.drain.undrain();
     return undefined;
