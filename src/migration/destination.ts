@@ -63,6 +63,11 @@ export interface DestinationSurroundings {
   openReader?: (name: SetName) => Promise<BlockReader | undefined>;
   /** The source keeps the memory of the VM, whose pages have these digests; see `DestinationAgentOptions`. */
   remember?: (digests: Buffer) => void;
+  /**
+   * A file of the VM's, for as long as the migration takes: which pages were missing when the VM began to run. Without it
+   * all pages go through QEMU's stream.
+   */
+  missing?: { read: () => Promise<Buffer | undefined>; write: (bits: Buffer) => Promise<void> };
   /** Relayed only. */
   merging?: {
     /** A session of a group of slabs with a relay. */
@@ -293,9 +298,10 @@ export class DestinationMigration {
   /** The destination's agent between link and QEMU. */
   async #rebuild(path: string, link: Duplex | undefined): Promise<void> {
     const machine = this.#machine;
-    const { sets, openReader } = this.#around;
+    const { sets, openReader, missing } = this.#around;
     // One that lost its post-copy may wait for a page itself: who is to bring the page does not wait for its answer.
-    const answer = this.state.name === 'waiting' ? undefined : { timeoutMs: pausedAnswerTimeoutMs };
+    const isFirst = this.state.name === 'waiting';
+    const answer = isFirst ? { mayWrite: missing !== undefined } : { timeoutMs: pausedAnswerTimeoutMs };
     const qemu = createConnection({ path, allowHalfOpen: true });
     // Who merges has no link that could be broken when all of it is to end.
     this.#streams.add(qemu);
@@ -310,6 +316,8 @@ export class DestinationMigration {
         link,
         qemu,
         memory,
+        placing: isFirst && memory && missing ? { memory, keep: (bits) => missing.write(bits) } : undefined,
+        missingBefore: isFirst ? undefined : await missing?.read(),
         sets: [...((await sets?.()) ?? []), ...(this.#disk ? [mirroredSet] : [])],
         openReader: async (name) =>
           name === mirroredSet && this.#disk ? diskReader(this.#disk) : openReader?.(name),

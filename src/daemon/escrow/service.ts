@@ -23,7 +23,7 @@ import type { Principal } from '../credentials.ts';
 import type { EventLog } from '../events.ts';
 import type { Fleet } from '../fleet.ts';
 import { compileFor } from '../http/validation.ts';
-import { ManifestFile } from '../migrations/manifest-file.ts';
+import { PrivateFile } from '../migrations/private-file.ts';
 import type { Operations } from '../operations.ts';
 import type { Paths } from '../paths.ts';
 import type { Store } from '../store/index.ts';
@@ -313,8 +313,8 @@ export class EscrowService {
     }
   }
 
-  #file(migrationId: Uuid): ManifestFile {
-    return new ManifestFile(this.#options.paths.escrows, migrationId);
+  #file(migrationId: Uuid): PrivateFile {
+    return new PrivateFile(this.#options.paths.escrows, migrationId);
   }
 
   #nameOf(cloudletId: Uuid): string {

@@ -14,7 +14,7 @@ import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing }
 import { escrowAt } from './escrow-client.ts';
 import { type HalfParts, narrate } from './half.ts';
 import { InTouch } from './in-touch.ts';
-import { ManifestFile } from './manifest-file.ts';
+import { PrivateFile } from './private-file.ts';
 import type { DestinationRecord } from './record.ts';
 
 /** To sort the digests of all pages into an index. */
@@ -53,8 +53,9 @@ export function makeDestination(
   let hasArrived = false;
   /** The source has left before the VM was whole. */
   let hasMerged = false;
-  const manifest = new ManifestFile(paths.vm(vm.id));
-  const diskManifest = new ManifestFile(paths.vm(vm.id), 'disk-manifest');
+  const manifest = new PrivateFile(paths.vm(vm.id), 'manifest');
+  const diskManifest = new PrivateFile(paths.vm(vm.id), 'disk-manifest');
+  const missing = new PrivateFile(paths.vm(vm.id), `missing-${id}`);
   let meter: CostMeter | undefined;
 
   const make = async (listen?: () => Promise<void>) => {
@@ -92,6 +93,7 @@ export function makeDestination(
     if (arriving?.operationId === id) delete arriving.operationId;
     // The VM first: a daemon that dies in between finds the migration open, and ends it again.
     if (arriving && state.name === 'settled') await vms.settle(arriving, { epoch: state.epoch });
+    await missing.remove();
     const merge = migration.mergeStatistics;
     if (state.name === 'absent') journal.forget(id);
     else journal.finish(id);
@@ -173,6 +175,10 @@ export function makeDestination(
           // The way back will cost more, and that is all.
           parts.log.warn({ err: error, vmId: vm.id }, 'what the VM left behind is not remembered');
         });
+      },
+      missing: {
+        read: () => missing.read(),
+        write: (bits) => missing.write(bits, { isBrief: true }),
       },
       merging: {
         openRelay: (relay, group, holds) => peers.openRelay(relay, id, group, holds),

@@ -45,6 +45,8 @@ interface Wanted {
   limitBps?: number;
   setTimeoutMs?: number;
   claims?: boolean;
+  /** Whether pages may come past the stream. */
+  places?: boolean;
 }
 
 const setName: SetName = 'image:test';
@@ -52,6 +54,11 @@ const setName: SetName = 'image:test';
 async function move(wanted: Wanted = {}) {
   const { ram = filledRam(), mode = 'precopy', index, reader } = wanted;
   const { cutAfterBytes, touches = [], strange, limitBps, reads = true, drainAtOnce = false } = wanted;
+  const { places = true } = wanted;
+  let missing: Buffer | undefined;
+  const keep = async (bits: Buffer): Promise<void> => {
+    missing = bits;
+  };
   const [near, far] = linkPair(cutAfterBytes);
   const arrived = new FakeRam(pages);
   const qemu = new FakeQemu(arrived, touches);
@@ -74,24 +81,29 @@ async function move(wanted: Wanted = {}) {
     qemu,
     link: far,
     memory: reads ? arrived : undefined,
+    placing: places ? { memory: arrived, keep } : undefined,
     sets: reader || wanted.claims ? [setName] : [],
     openReader: async () => reader,
     ...(wanted.setTimeoutMs === undefined ? {} : { setTimeoutMs: wanted.setTimeoutMs }),
   });
   const [left, came] = await Promise.allSettled([source.run(), destination.run()]);
-  return { ram, arrived, qemu, left, came, statistics: source.statistics, wasCut: near.errored !== null };
+  const { statistics } = source;
+  return { ram, arrived, qemu, left, came, statistics, missing, places, wasCut: near.errored !== null };
 }
 
 type Moved = Awaited<ReturnType<typeof move>>;
 
-function assertMoved(context: TestContext, { ram, arrived, left, came, qemu, statistics }: Moved): void {
+function assertMoved(context: TestContext, moved: Moved): void {
+  const { ram, arrived, left, came, qemu, statistics, places } = moved;
   context.diagnostic(JSON.stringify(statistics));
   assert.deepEqual(
     [left.status, came.status],
     ['fulfilled', 'fulfilled'],
     String([left, came].map(reasonOf)),
   );
-  assert.equal(qemu.lacks.size, 0);
+  assert.deepEqual(qemu.unanswered, []);
+  // Nobody has to say that pages are zero that never were anything else.
+  if (!places) assert.equal(qemu.lacks.size, 0);
   for (let page = 0; page < pages; page++)
     assert.ok(ram.page(page).equals(arrived.page(page)), `page ${page}`);
 }
@@ -153,7 +165,8 @@ test('in hybrid, what is written after the first pass comes after the guest, eac
       if (round === 0) agent.drain();
       for (const page of written) randomBytes(pageBytes).copy(ram.page(page));
     },
-    touches: [299, 2, 2, 305],
+    // The last one has never been anything but zero.
+    touches: [299, 2, 2, 305, 303],
     limitBps,
   });
   assertMoved(context, moved);

@@ -2,7 +2,7 @@
  * Stands at the destination between the link and QEMU, and writes the stream that this QEMU needs: an ordinary
  * pre-copy, or a post-copy that the source QEMU knows nothing of.
  *
- *   filling   pages as they come
+ *   filling   pages as they come, past the stream where that may be (`placed-pages.ts`)
  *   whole     (pre-copy) the tail is here and no page is missing: QEMU gets it, and its stream ends
  *   lacking   (post-copy) QEMU got the devices while pages are missing. Each is written exactly once, for QEMU takes a
  *             second one amiss; one that it asks for is asked for at the source
@@ -16,6 +16,7 @@
 import type { Duplex } from 'node:stream';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
+import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { MergeStatistics } from '../../model/migration.ts';
 import {
@@ -55,10 +56,11 @@ import { Manifest } from '../relayed/manifest.ts';
 import { Merger } from '../relayed/merger.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, frame, maxFrameBytes, protocolVersion } from './frames.ts';
-import type { GuestRam } from './guest-memory.ts';
+import type { GuestRam, WritableRam } from './guest-memory.ts';
 import { type Hello, type Layout, parseHello, parseLayout } from './handshake.ts';
 import { PageFeed } from './page-feed.ts';
 import { PageSet } from './page-set.ts';
+import { PlacedPages } from './placed-pages.ts';
 import {
   isSqueezed,
   openSet,
@@ -77,6 +79,8 @@ const mostUnpacking = 3;
 
 /** The ping behind the devices: its answer says that they are loaded. */
 const lastPing = 3;
+/** The one behind the table of blocks: QEMU has emptied its memory. */
+const emptyPing = 4;
 
 export interface DestinationAgentOptions {
   /** A socket on which QEMU listens. */
@@ -85,6 +89,10 @@ export interface DestinationAgentOptions {
   link: Duplex | undefined;
   /** `undefined` when it cannot be read: then the source refers to nothing that this QEMU has got. */
   memory: GuestRam | undefined;
+  /** Pages may be put there past QEMU's stream. */
+  placing?: Placing | undefined;
+  /** Of a post-copy that goes on: what an earlier agent has given to `placing.keep`. */
+  missingBefore?: Buffer | undefined;
   /** Reference sets that this cloudlet holds. */
   sets: readonly SetName[];
   /** They are the agent's to dispose of. `undefined` for one that is not sound any more. */
@@ -100,6 +108,12 @@ export interface DestinationAgentOptions {
   merging?: Merging | undefined;
   /** What goes on, for those who look where time goes. */
   onStep?: (step: string) => void;
+}
+
+export interface Placing {
+  memory: WritableRam;
+  /** The bitmap of the pages that are missing when the VM begins to run; when this resolves, it outlives the daemon. */
+  keep: (missing: Buffer) => Promise<void>;
 }
 
 /** What the destination of a relayed migration needs beside the link. */
@@ -148,6 +162,10 @@ export class DestinationAgent {
   #digests: Buffer | undefined;
   /** The block of QEMU's last request. */
   #block = -1;
+  #placed: PlacedPages | undefined;
+  /** Pages that came past the stream are not known to QEMU. Those that its stream has brought since the VM runs: */
+  #given: PageSet | undefined;
+  #emptied: (() => void) | undefined;
   /** While a post-copy is resumed: QEMU's bitmaps, and its word that it goes on. */
   #bitmaps: ((block: number, bits: Buffer) => void) | undefined;
   #acknowledged: (() => void) | undefined;
@@ -277,6 +295,22 @@ export class DestinationAgent {
     if (mode === 'postcopy')
       await this.#feed!.write(Buffer.concat([openReturnPath(), ping(1), postcopyAdvise()]));
     await this.#feed!.write(startSection(sectionId, table));
+    if (mode === 'postcopy' && this.#options.placing) await this.#beginToPlace(this.#options.placing, table);
+  }
+
+  /** Only in a memory that QEMU has emptied is a page of zeroes nothing to write. */
+  async #beginToPlace({ memory }: Placing, table: BlockTable): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#emptied = resolve;
+    await this.#feed!.between(ping(emptyPing));
+    await promise;
+    try {
+      memory.use(table);
+      this.#placed = new PlacedPages(memory, table.pages);
+    } catch (error) {
+      // Then all of it goes through the stream.
+      if (!(error instanceof AppError)) throw error;
+    }
   }
 
   #prepare({ sectionId, table }: Layout): void {
@@ -327,7 +361,8 @@ export class DestinationAgent {
     if (this.#state === 'filling') {
       for (const { page, count } of runs)
         for (let each = page; each < page + count; each++) this.#missing.delete(each);
-      await this.#feed!.pages(runs);
+      if (this.#placed) this.#placed.take(runs);
+      else await this.#feed!.pages(runs);
       for (const page of missed) this.#missing.add(page);
     } else {
       await this.#feed!.pages(this.#onlyMissing(runs));
@@ -354,6 +389,7 @@ export class DestinationAgent {
         const from = (first - page) * pageBytes;
         wanted.push({ page: first, count: some, content: content?.subarray(from, from + some * pageBytes) });
         for (let each = first; each < first + some; each++) this.#missing.delete(each);
+        this.#given?.addRange(first, some);
       }
     return wanted;
   }
@@ -385,6 +421,10 @@ export class DestinationAgent {
       );
     });
     const devices = postcopyPackage(devicesOf(tail), lastPing);
+    if (this.#placed) {
+      await this.#options.placing!.keep(this.#missing.toBytes());
+      this.#given = new PageSet(this.#table!.pages);
+    }
     this.#state = 'lacking';
     await this.#feed!.between(Buffer.concat([...discards, ping(2), devices]));
     this.#options.onStep?.('devices given');
@@ -406,6 +446,7 @@ export class DestinationAgent {
   #answer(bytes: Buffer): void {
     for (const answer of this.#answers?.push(bytes) ?? []) {
       if (answer.name === 'request-pages') this.#request(answer);
+      if (answer.name === 'pong' && answer.value === emptyPing) this.#emptied?.();
       if (answer.name === 'resume-ack') this.#acknowledged?.();
       if (answer.name === 'received-bitmap')
         this.#bitmaps?.(this.#table!.indexOf(answer.blockName), answer.bits);
@@ -420,11 +461,21 @@ export class DestinationAgent {
     const end = Math.min(first + Math.ceil(bytes / pageBytes), block.firstPage + block.pages);
     const wanted: number[] = [];
     for (let page = first; page < end; page++) {
+      if (!this.#missing.has(page)) this.#giveZeroes(page);
       if (!this.#missing.has(page) || !this.#asked.add(page)) continue;
       if (this.#merger && this.#manifest!.covers(page)) this.#merger.want(page);
       else wanted.push(page);
     }
     if (wanted.length > 0) this.#ask(wanted, false);
+  }
+
+  /** QEMU does not have it, and nobody misses it. */
+  #giveZeroes(page: number): void {
+    if (!this.#given?.add(page)) return;
+    const giving = this.#inTurn(async () => {
+      if (this.#state === 'lacking') await this.#feed!.pages([{ page, count: 1, content: undefined }]);
+    });
+    giving.catch(this.#broken.reject);
   }
 
   #ask(pages: readonly number[], plain: boolean): void {
@@ -437,6 +488,9 @@ export class DestinationAgent {
   /** A post-copy goes on: QEMU says what it has, and the source is told what it lacks. */
   async #resume(table: BlockTable, sectionId: number): Promise<void> {
     const missing = this.#missing;
+    const { missingBefore } = this.#options;
+    const before = missingBefore && PageSet.fromBytes(table.pages, missingBefore);
+    if (before) this.#given = new PageSet(table.pages);
     for (const [index, { name, firstPage, pages }] of table.blocks.entries()) {
       const { promise, resolve } = Promise.withResolvers<Buffer>();
       this.#bitmaps = (block, bits) => {
@@ -444,8 +498,10 @@ export class DestinationAgent {
       };
       await this.#feed!.between(askReceivedBitmap(name));
       const bits = await promise;
-      for (let page = 0; page < pages; page++)
-        if (!(bits[page >>> 3]! & (1 << (page & 7)))) missing.add(firstPage + page);
+      for (let page = 0; page < pages; page++) {
+        const isMissing = !(bits[page >>> 3]! & (1 << (page & 7)));
+        if (isMissing && before?.has(firstPage + page) !== false) missing.add(firstPage + page);
+      }
     }
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#acknowledged = resolve;

@@ -1,11 +1,11 @@
 /**
- * The RAM of a QEMU of ours, read from outside through /proc/PID/mem: no change of the VM's hardware, no help of
- * QEMU's but where its blocks lie (`info ramblock`, with addresses since QEMU 8.0).
+ * The RAM of a QEMU of ours, read and written from outside through /proc/PID/mem: no change of the VM's hardware, no
+ * help of QEMU's but where its blocks lie (`info ramblock`, with addresses since QEMU 8.0).
  *
  * A running guest writes meanwhile, so what is read is a page at some moment. To migration that is as good as QEMU's
  * own reading, which also only comes after a page's dirty bit was cleared.
  */
-import { constants, readSync } from 'node:fs';
+import { constants, readSync, writeSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { AppError } from '../../model/errors.ts';
 import type { QmpConnection } from '../../qmp/index.ts';
@@ -28,7 +28,13 @@ export interface GuestRam {
   read(page: number, count: number, to: Buffer, at?: number): void;
 }
 
-export class GuestMemory implements GuestRam, AsyncDisposable {
+/** Of a QEMU whose VM does not run yet. */
+export interface WritableRam extends GuestRam {
+  /** Puts `count` consecutive pages there, whose content begins at `at` in `from`. */
+  write(page: number, count: number, from: Buffer, at?: number): void;
+}
+
+export class GuestMemory implements WritableRam, AsyncDisposable {
   readonly mapped: readonly MappedBlock[];
   readonly #file: FileHandle;
   #table: BlockTable | undefined;
@@ -40,13 +46,18 @@ export class GuestMemory implements GuestRam, AsyncDisposable {
   }
 
   /** Throws `unsupported` with the reason when this host or this QEMU does not allow it. */
-  static async open(pid: number, qmp: QmpConnection, options?: { timeoutMs: number }): Promise<GuestMemory> {
+  static async open(
+    pid: number,
+    qmp: QmpConnection,
+    { timeoutMs, mayWrite = false }: { timeoutMs?: number; mayWrite?: boolean } = {},
+  ): Promise<GuestMemory> {
+    const options = timeoutMs === undefined ? {} : { timeoutMs };
     const text = await qmp.execute('human-monitor-command', { 'command-line': 'info ramblock' }, options);
     const mapped = parseRamBlocks(text);
     if (mapped.length === 0) throw unreadable('this QEMU does not tell where the blocks lie');
     let file: FileHandle;
     try {
-      file = await open(`/proc/${pid}/mem`, constants.O_RDONLY);
+      file = await open(`/proc/${pid}/mem`, mayWrite ? constants.O_RDWR : constants.O_RDONLY);
     } catch (error) {
       throw unreadable((error as Error).message);
     }
@@ -87,9 +98,35 @@ export class GuestMemory implements GuestRam, AsyncDisposable {
     }
   }
 
+  write(page: number, count: number, from: Buffer, at = 0): void {
+    const table = this.#table!;
+    for (let done = 0; done < count; ) {
+      const index = table.blockOf(page + done);
+      const { firstPage, pages } = table.blocks[index]!;
+      const some = Math.min(count - done, firstPage + pages - page - done);
+      const position = this.#addresses[index]! + (page + done - firstPage) * pageBytes;
+      const [start, bytes] = [at + done * pageBytes, some * pageBytes];
+      if (writeWhole(this.#file.fd, from, start, bytes, position) < bytes)
+        throw unreadable(`page ${page + done} takes no content`);
+      done += some;
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#file.close();
   }
+}
+
+/** Gives how many bytes could be written. */
+function writeWhole(fd: number, from: Buffer, start: number, bytes: number, position: number): number {
+  let done = 0;
+  try {
+    for (let wrote = 1; done < bytes && wrote > 0; done += wrote)
+      wrote = writeSync(fd, from, start + done, bytes - done, position + done);
+  } catch {
+    // There is nothing at that address, or it is not ours to write.
+  }
+  return done;
 }
 
 /** The table that `info ramblock` prints; nothing where it has no column of addresses. */

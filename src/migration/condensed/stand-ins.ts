@@ -16,13 +16,15 @@ import {
   sectionEnd,
   startSection,
 } from '../../stream/index.ts';
-import type { GuestRam } from './guest-memory.ts';
+import type { WritableRam } from './guest-memory.ts';
 
 const sectionId = 2;
 
 /** RAM with one block of the VM's and one of a device's. */
-export class FakeRam implements GuestRam {
+export class FakeRam implements WritableRam {
   readonly bytes: Buffer;
+  /** What the QEMU whose RAM it is makes of a page that is put there. */
+  onWrite = (_page: number): void => {};
   readonly #table: BlockTable;
 
   constructor(pages: number) {
@@ -41,6 +43,11 @@ export class FakeRam implements GuestRam {
 
   read(page: number, count: number, to: Buffer, at = 0): void {
     this.bytes.copy(to, at, page * pageBytes, (page + count) * pageBytes);
+  }
+
+  write(page: number, count: number, from: Buffer, at = 0): void {
+    from.copy(this.bytes, page * pageBytes, at, at + count * pageBytes);
+    for (let each = page; each < page + count; each++) this.onWrite(each);
   }
 
   page(number: number): Buffer {
@@ -96,8 +103,9 @@ export const allPages = (ram: FakeRam): number[] => Array.from({ length: ram.tab
 export class FakeQemu extends Duplex {
   readonly ram: FakeRam;
   readonly #parser: StreamParser;
-  /** Post-copy: pages that are not there. */
+  /** Post-copy: pages that are not there; and those that the stream has brought. */
   readonly lacks: Set<number>;
+  readonly received = new Set<number>();
   isPostcopy = false;
   tail: Buffer[] = [];
   written = 0;
@@ -105,18 +113,28 @@ export class FakeQemu extends Duplex {
   #touches: readonly number[];
 
   /** With `paused` it is one whose post-copy has lost its stream, and begins with the questions of a recovery. */
-  constructor(ram: FakeRam, touches: readonly number[] = [], paused?: { lacks: Set<number> }) {
+  constructor(
+    ram: FakeRam,
+    touches: readonly number[] = [],
+    paused?: { lacks: Set<number>; received: Set<number> },
+  ) {
     super({ allowHalfOpen: true });
     this.ram = ram;
     this.#touches = touches;
     this.lacks = paused?.lacks ?? new Set();
+    for (const page of paused?.received ?? []) this.received.add(page);
     if (paused) this.isPostcopy = true;
+    ram.onWrite = (page) => {
+      if (this.isPostcopy) throw new Error(`page ${page} was put there while the VM runs`);
+      this.lacks.delete(page);
+    };
     const table = ram.table();
     this.#parser = new StreamParser(
       {
         page: (page, buffer, at) => this.#place(page, buffer.subarray(at, at + pageBytes)),
         zeroPage: (page) => this.#place(page, Buffer.alloc(pageBytes)),
         command: (code, payload) => {
+          if (code === command.postcopyAdvise) this.#empty();
           if (code === command.discard) this.#discard(payload);
           if (code === command.ping) this.answer({ name: 'pong', value: payload.readUInt32BE(0) });
           if (code === command.receivedBitmap) this.#tellReceived(payload.toString('latin1', 1));
@@ -142,11 +160,21 @@ export class FakeQemu extends Duplex {
 
   #touch(): void {
     const table = this.ram.table();
-    for (const page of this.#touches) {
+    for (const page of this.unanswered) {
       const block = table.blocks[table.blockOf(page)]!;
       const startByte = (page - block.firstPage) * pageBytes;
       this.answer({ name: 'request-pages', startByte, bytes: pageBytes, blockName: block.name });
     }
+  }
+
+  /** What its guest has touched and not got. */
+  get unanswered(): number[] {
+    return this.#touches.filter((page) => this.lacks.has(page));
+  }
+
+  #empty(): void {
+    this.ram.bytes.fill(0);
+    for (const page of allPages(this.ram)) this.lacks.add(page);
   }
 
   #tellReceived(blockName: string): void {
@@ -154,7 +182,7 @@ export class FakeQemu extends Duplex {
     const { firstPage, pages } = table.blocks[table.indexOf(blockName)]!;
     const bits = Buffer.alloc(Math.ceil(pages / 64) * 8);
     for (let page = 0; page < pages; page++)
-      if (!this.lacks.has(firstPage + page)) bits[page >>> 3]! |= 1 << (page & 7);
+      if (this.received.has(firstPage + page)) bits[page >>> 3]! |= 1 << (page & 7);
     this.answer({ name: 'received-bitmap', blockName, bits });
   }
 
@@ -181,7 +209,8 @@ export class FakeQemu extends Duplex {
   }
 
   #place(page: number, content: Buffer): void {
-    if (this.isPostcopy && !this.lacks.delete(page)) throw new Error(`EEXIST: page ${page} came twice`);
+    if (!this.lacks.delete(page) && this.isPostcopy) throw new Error(`EEXIST: page ${page} came twice`);
+    this.received.add(page);
     content.copy(this.ram.page(page));
   }
 
@@ -194,6 +223,7 @@ export class FakeQemu extends Duplex {
       const count = Number(payload.readBigUInt64BE(at + 8)) / pageBytes;
       for (let page = first; page < first + count; page++) {
         this.lacks.add(page);
+        this.received.delete(page);
         this.ram.page(page).fill(0xee);
       }
     }

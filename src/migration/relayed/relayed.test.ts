@@ -299,7 +299,7 @@ const daemonDies: Wanted['onDivided'] = ({ qemu, sourceLink }) => {
 /** By another agent, which knows the manifest alone. */
 async function goOn(context: TestContext, moved: Moved): Promise<void> {
   assert.equal(moved.came.status, 'rejected');
-  const again = new FakeQemu(moved.arrived, [1, 2, 700], { lacks: moved.qemu.lacks });
+  const again = new FakeQemu(moved.arrived, [1, 2, 700], moved.qemu);
   const agent = new DestinationAgent({
     qemu: again,
     link: undefined,

@@ -3,12 +3,12 @@ import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { test } from 'node:test';
-import { ManifestFile } from './manifest-file.ts';
+import { PrivateFile } from './private-file.ts';
 
 test('a manifest is what was written last, for nobody else to read, and gone when it is removed', async (context) => {
   const directory = await mkdtemp(path.join(tmpdir(), 'viper-manifest-'));
   context.after(() => rm(directory, { recursive: true }));
-  const manifest = new ManifestFile(directory);
+  const manifest = new PrivateFile(directory, 'manifest');
   assert.equal(await manifest.read(), undefined);
   await manifest.write(Buffer.from('first'));
   // What a daemon that died has left.
