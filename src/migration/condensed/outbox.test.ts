@@ -66,3 +66,16 @@ test('what is urgent is written only when little is under way before it', async 
   while (world.link.taken.length === 0) await setImmediate();
   assert.deepEqual(world.link.taken, [1000]);
 });
+
+test('a link that has little to carry is as fast as it was when it was busy, or of unknown speed', async () => {
+  using world = await opened();
+  const { stats } = world.link;
+  stats.deliveryRateBps = 800_000;
+  assert.equal(world.outbox.speed, undefined);
+  stats.unacknowledgedBytes = 1_000_000;
+  stats.deliveryRateBps = 80_000_000;
+  assert.equal(world.outbox.speed, 10_000_000);
+  stats.unacknowledgedBytes = 1000;
+  stats.deliveryRateBps = 800_000;
+  assert.equal(world.outbox.speed, 10_000_000);
+});

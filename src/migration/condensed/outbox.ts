@@ -12,7 +12,6 @@ const mostFrames = 4;
 const smoothing = 0.2;
 /** Below this in flight a link may be idle, and what it delivered says nothing of what it could. */
 const busyBytes = 256 * KiB;
-const idleMs = 1000;
 const shallowPollMs = 2;
 
 export interface OutboxOptions {
@@ -45,7 +44,8 @@ export class Outbox {
   /** What was written of late, and how long that took: buffers take some frames at once, and then one for long. */
   #lateBytes = 0;
   #lateMs = 0;
-  #busyAt = Number.NEGATIVE_INFINITY;
+  /** What the link delivered when it was last seen to be busy. */
+  #busyBps = 0;
   sentBytes = 0;
   /** Of all frames that were made, whether they have been sent or not. */
   madeBytes = 0;
@@ -70,18 +70,17 @@ export class Outbox {
     return this.#frames === 0;
   }
 
-  /** Bytes per second that the link takes while there is something to send; `undefined` when not measured yet. */
+  /**
+   * Bytes per second that the link takes while there is something to send; `undefined` when not measured yet, as on a link
+   * that never had much to carry.
+   */
   get speed(): number | undefined {
-    const written = this.#lateBytes === 0 ? undefined : (this.#lateBytes * 1000) / this.#lateMs;
     const stats = statsOf(this.#options.link);
-    if (!stats) return written;
+    if (!stats) return this.#lateBytes === 0 ? undefined : (this.#lateBytes * 1000) / this.#lateMs;
     const { deliveryRateBps, unacknowledgedBytes, unsentBytes } = stats;
-    // What was written before anything has arrived is in buffers.
-    if (deliveryRateBps === 0) return undefined;
-    const now = performance.now();
-    if (unacknowledgedBytes + unsentBytes >= busyBytes) this.#busyAt = now;
-    // A link that has not been busy for a while carries more than it gets.
-    return now - this.#busyAt > idleMs ? written : deliveryRateBps / 8;
+    if (unacknowledgedBytes + unsentBytes >= busyBytes && deliveryRateBps > 0)
+      this.#busyBps = deliveryRateBps;
+    return this.#busyBps === 0 ? undefined : this.#busyBps / 8;
   }
 
   /** Rejects when something could not be sent, or at the end. */

@@ -100,6 +100,8 @@ const mostWords = 63;
 const mostReserveBytes = 24 * MiB;
 /** So long the link may take for what changes most before the VM runs at the destination, which would ask for it at once. */
 const hotMs = 80;
+/** A link that never had much to carry is taken for no slower than this. */
+const leastBytesPerSecond = 1e6;
 /** QEMU's rounds while it is read slowly, and for how long it is. */
 const sampleRoundMs = 40;
 const sampleMs = 500;
@@ -552,7 +554,7 @@ export class SourceAgent {
     hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
     this.#warm = hot;
     const startedAt = performance.now();
-    let leftBytes = ((this.#outbox.speed ?? 0) * hotMs) / 1000;
+    let leftBytes = ((this.#outbox.speed ?? leastBytesPerSecond) * hotMs) / 1000;
     const making = new Set<Promise<void>>();
     for (let at = 0; at < hot.length && leftBytes > 0; at += hotPages) {
       if (performance.now() - startedAt > hotMs) break;
