@@ -3,7 +3,7 @@
  * one at which it is a disk like any other. Where its blocks are is written down before the source gives the VM away, so
  * that a daemon that starts again goes on.
  *
- * What is written down is empty once all of the disk is here.
+ * What is written down names no slab once all of the disk is here.
  */
 import type { Duplex } from 'node:stream';
 import { AppError, asAppError } from '../model/errors.ts';
@@ -99,12 +99,6 @@ export class DiskArrival {
     if (!(await this.isPending())) return true;
     const bytes = await this.#options.readManifest();
     if (!bytes) return false;
-    if (bytes.length === 0) {
-      await this.listen();
-      await this.#disk!.becomeWhole();
-      this.#isWhole = true;
-      return true;
-    }
     let manifest: DiskManifest;
     try {
       manifest = DiskManifest.fromBytes(bytes);
@@ -114,6 +108,11 @@ export class DiskArrival {
     }
     await this.listen();
     this.#disk!.begin(manifest);
+    if (manifest.slabs.length === 0) {
+      // QEMU may have it open itself, so nobody else must.
+      await this.#disk!.becomeWhole();
+      this.#isWhole = true;
+    }
     return true;
   }
 
@@ -149,7 +148,7 @@ export class DiskArrival {
       throw new AppError('image_corrupt', `The disk in ${directory} is not whole`);
     if (!this.#isWhole) {
       await this.#disk!.fetchAll();
-      await writeManifest(Buffer.alloc(0));
+      await writeManifest(this.#disk!.withoutSlabs());
       this.#isWhole = true;
     }
     for (let told = false; ; ) {

@@ -13,7 +13,7 @@ import { blockBytes, isZeroBlock } from '../../pages/index.ts';
 import { delay } from '../../qmp/index.ts';
 import { PageSet } from '../condensed/page-set.ts';
 import { type PageRun, Rebuilder, type Unpacked, unpack } from '../condensed/rebuilder.ts';
-import type { DiskManifest } from './disk-manifest.ts';
+import { DiskManifest } from './disk-manifest.ts';
 import { partOf } from './division.ts';
 import { Merger } from './merger.ts';
 
@@ -87,6 +87,12 @@ export class ArrivingDisk implements Backend, AsyncDisposable {
     });
     // They keep what they hold as long as somebody is there for it.
     this.#merger.attach();
+  }
+
+  /** What is left to know when all of it is here: who may forget it. */
+  withoutSlabs(): Buffer {
+    const { division, layout } = this.#manifest!;
+    return new DiskManifest(division, layout).toBytes();
   }
 
   /** Resolves when all of it is here, on the disk, and nobody writes it any more. */
