@@ -47,6 +47,9 @@ after(async () => {
   await fleet?.[Symbol.asyncDispose]();
 });
 
+const usedBytes = (): Promise<number[]> =>
+  Promise.all(diskRelays.map(async ({ viper }) => (await viper.getRelay()).disk.usedBytes));
+
 /** MiB of the disk, behind all that its image has. */
 const [old, changed, fresh] = [64, 72, 90];
 
@@ -74,7 +77,7 @@ test(
       );
     await write(north, old, 12);
     const before = await sumOf(north, old, 8);
-    const first = await sumOf(north, old, 1);
+    const beginning = await sumOf(north, old, 1);
     // It writes on while it leaves; what it has read must be what it has written.
     await sh(
       north.viper,
@@ -117,7 +120,7 @@ test(
     await until(
       'the guest to read what it had',
       () => sumOf(south, old, 1),
-      (sum) => sum === first,
+      (sum) => sum === beginning,
     );
     const patient = (what: string, ask: () => Promise<string>) =>
       until(what, async () => ({ is: await ask() }));
@@ -166,8 +169,8 @@ test(
     );
     assert.deepEqual(await readdir(path.join(diskRelays[1]!.directory, 'relay')), []);
 
-    // It leaves in the same way again. A relay is lost when the VM runs there, so the source stays until another has what
-    // that one had; its QEMU dies while its disk comes, and what was there by then is there.
+    // It leaves in the same way again. A relay loses what it had when the VM runs there, so the source stays until others have
+    // that; its QEMU dies while its disk comes, and what was there by then is there.
     await north.start();
     await diskRelays[0]!.start();
     await diskRelays[2]!.viper.lendMemory({ body: { memoryBytes: 0, diskBytes: 512 * MiB } });
@@ -181,11 +184,14 @@ test(
       () => south.viper.getMigration(back),
       ({ state }) => state === 'serving',
     );
-    const { disk } = await diskRelays[2]!.viper.getRelay();
-    assert.ok(disk.usedBytes > 0);
+    const [first, second, lost] = await usedBytes();
+    assert.ok(lost! > MiB, `${lost} bytes at the one that is lost`);
     await diskRelays[2]!.stop('SIGKILL');
+    await diskRelays[2]!.start();
     for (const { link } of relays) link!.limit({});
     await south.viper.wait(leaving, { timeoutMs: patienceMs });
+    const [firstNow, secondNow] = await usedBytes();
+    assert.ok(firstNow! + secondNow! > first! + second! + lost!, 'what was lost is there twice again');
     assert.equal((await north.viper.getMigration(back)).state, 'merging');
     const { pid } = await north.viper.getVm(one);
     process.kill(pid!, 'SIGKILL');

@@ -34,6 +34,8 @@ export interface DiskDividerOptions {
   divider: Divider;
   /** As QEMU has it now; what lies behind the end of the disk is missing. */
   readBack: (offset: number, lengthBytes: number) => Promise<Buffer>;
+  /** How long relays may take nothing of what waits for them; a minute if missing. The guest's writes may wait as long. */
+  stalledMs?: number;
 }
 
 /** Of a slab. */
@@ -44,6 +46,8 @@ const calmMs = 50;
 /** Without enough relays. */
 const patienceMs = 5000;
 const pollMs = 100;
+/** A link may be cut for some time, and goes on by itself. */
+const defaultStalledMs = 60_000;
 /** How often a disk may come back from relays as a whole. */
 const mostReturns = 4;
 
@@ -65,6 +69,8 @@ export class DiskDivider implements Backend {
   #mending: Promise<void> | undefined;
   readonly #broken = Promise.withResolvers<never>();
   #unusableSince: number | undefined;
+  /** What was placed when that last changed, and when somebody waited for it last. */
+  #progress = { bytes: -1, at: 0, askedAt: 0 };
   /** Blocks that came back from relays. */
   #returned = 0;
 
@@ -334,13 +340,35 @@ export class DiskDivider implements Backend {
     }
   }
 
-  /** Until something changed, or soon. Throws when there have been too few relays for a while: none says at once what it takes. */
+  /**
+   * Until something changed, or soon. As long as the guest's writes may wait for it, it fails when relays have been too few
+   * for a while (none says at once what it takes), or have taken nothing.
+   */
   async #relaysWithin(change: Promise<void>): Promise<void> {
-    const now = performance.now();
-    if (this.#options.divider.isUsable) this.#unusableSince = undefined;
-    else this.#unusableSince ??= now;
-    if (now - (this.#unusableSince ?? now) > patienceMs) throw noRelays();
+    const hopeless = this.#ends === 0 ? this.#whyHopeless() : undefined;
+    if (hopeless) {
+      this.#fail(hopeless);
+      throw hopeless;
+    }
     await Promise.race([change, delay(pollMs)]);
+  }
+
+  #whyHopeless(): AppError | undefined {
+    const now = performance.now();
+    const { divider, stalledMs = defaultStalledMs } = this.#options;
+    if (divider.isUsable) this.#unusableSince = undefined;
+    else this.#unusableSince ??= now;
+    if (now - (this.#unusableSince ?? now) > patienceMs) return noRelays();
+    // Nothing may have waited in between.
+    const isNew =
+      divider.placedBytes !== this.#progress.bytes || now - this.#progress.askedAt > stalledMs / 2;
+    this.#progress = {
+      bytes: divider.placedBytes,
+      at: isNew ? now : this.#progress.at,
+      askedAt: now,
+    };
+    if (now - this.#progress.at <= stalledMs) return undefined;
+    return new AppError('peer_unreachable', `Relays have taken nothing of the disk for ${stalledMs} ms`, {});
   }
 
   #fail(error: unknown): void {

@@ -15,7 +15,7 @@ import { connectNbd, type NbdClient, NbdError } from '../../nbd/index.ts';
 import { delay } from '../../qmp/index.ts';
 import { exportName } from '../mirror.ts';
 import { ArrivingDisk, type ArrivingDiskOptions } from './arriving-disk.ts';
-import { DiskDivider } from './disk-divider.ts';
+import { DiskDivider, type DiskDividerOptions } from './disk-divider.ts';
 import { DiskManifest, newDiskManifest } from './disk-manifest.ts';
 import { Divider } from './divider.ts';
 import type { Division } from './division.ts';
@@ -41,7 +41,11 @@ interface World {
   image: Buffer;
 }
 
-async function open(context: TestContext, wanted: RelayOptions[] = [{}, {}, {}]): Promise<World> {
+async function open(
+  context: TestContext,
+  wanted: RelayOptions[] = [{}, {}, {}],
+  more: Partial<DiskDividerOptions> = {},
+): Promise<World> {
   const relays = fakeRelays(wanted);
   const directory = mkdtempSync(path.join(tmpdir(), 'viper-disk-'));
   context.after(() => rmSync(directory, { recursive: true, force: true }));
@@ -64,6 +68,7 @@ async function open(context: TestContext, wanted: RelayOptions[] = [{}, {}, {}])
     link: near,
     divider: slabs,
     readBack: async (offset, lengthBytes) => Buffer.from(disk.subarray(offset, offset + lengthBytes)),
+    ...more,
   });
   divider.run().catch(() => {});
   const mirror = await client;
@@ -229,6 +234,15 @@ test('where relays have no room for it the mirror fails, and says why', {
   await assert.rejects(world.mirror.write(0, randomBytes(5 * MiB)).then(() => world.mirror.flush()));
   assert.match(world.divider.failure!.message, /not enough relays/);
   assert.equal(world.divider.isSafe, false);
+});
+
+test('a relay that hangs holds nobody up for ever where there is no other', {
+  timeout: 60_000,
+}, async (context) => {
+  const world = await open(context, [{}, {}], { stalledMs: 500 });
+  world.relays[1]!.store.put = () => new Promise(() => {});
+  await assert.rejects(world.mirror.write(0, randomBytes(4 * KiB)).then(() => world.mirror.flush()));
+  assert.match(world.divider.failure!.message, /have taken nothing of the disk/);
 });
 
 test('of a block in several slabs the last one holds, whenever it was told', () => {
