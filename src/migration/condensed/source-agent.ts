@@ -154,6 +154,7 @@ export class SourceAgent {
   #isDrainWanted = false;
   /** Since when QEMU is read slowly: from the first round that began while it drained. */
   #sampledSince: number | undefined;
+  #sampledFrom = 0;
   /** In how many of the short rounds of draining each page was written. */
   #heat = new Uint8Array(0);
   #isScatteredSent = false;
@@ -166,6 +167,8 @@ export class SourceAgent {
   #warm: number[] = [];
   #warmAt = 0;
   #isWarmDue = false;
+  /** The page that the guest asked for last. */
+  #lastWant = 0;
   #nextPush = 0;
   /** Relayed, while draining: pages that nobody has read yet; that relays hold; and of them those that are stale there. */
   #fresh = new PageSet(0);
@@ -268,6 +271,7 @@ export class SourceAgent {
     if (this.#state === 'draining' && this.#sampledSince === undefined) {
       this.#heat.fill(0);
       this.#sampledSince = performance.now();
+      this.#sampledFrom = round;
       if (!this.#options.divider) this.#scattering = this.#sendScattered();
       // Waited for before the tail.
       this.#scattering.catch(() => {});
@@ -548,9 +552,7 @@ export class SourceAgent {
    * So they go before it runs, the hottest first, as many as the link takes in a moment.
    */
   async #sendHot(): Promise<void> {
-    const hot: number[] = [];
-    for (const [first, count] of this.#pending.runs())
-      for (let page = first; page < first + count; page++) if (this.#heat[page]! > 0) hot.push(page);
+    const hot = this.#findHot();
     hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
     this.#warm = hot;
     const startedAt = performance.now();
@@ -571,6 +573,24 @@ export class SourceAgent {
       if (making.size >= hotBatches) await Promise.race(making);
     }
     await Promise.all(making);
+  }
+
+  /**
+   * Pending pages that were written while QEMU was read slowly. What was written in one long run is worked through: it is
+   * needed again when all of it has had its turn, and so it counts only where it was written every other round.
+   */
+  #findHot(): number[] {
+    const hot: number[] = [];
+    const pages = this.#heat.length;
+    const isHot = (page: number) => this.#heat[page]! > 0 && this.#pending.has(page);
+    for (let first = this.#pending.next(0); first >= 0; first = this.#pending.next(first)) {
+      let end = first;
+      while (end < pages && isHot(end)) end += 1;
+      const leastHeat = end - first <= scatteredPages ? 1 : (this.#round - this.#sampledFrom) / 2;
+      for (let page = first; page < end; page++) if (this.#heat[page]! >= leastHeat) hot.push(page);
+      first = Math.max(end, first + 1);
+    }
+    return hot;
   }
 
   /** Goes on where another agent, perhaps of an earlier daemon, was cut off. */
@@ -892,12 +912,16 @@ export class SourceAgent {
         continue;
       }
       this.#takePending(batch, page, 1);
-      const end = page + prefetchPages;
-      for (const [first, count] of this.#pending.runs(page + 1, end)) {
+      // Memory that a guest got page by page often lies in it from the end to the beginning.
+      const isBackwards = page < this.#lastWant && page >= this.#lastWant - prefetchPages;
+      this.#lastWant = page;
+      const from = isBackwards ? Math.max(0, page - prefetchPages) : page + 1;
+      const end = isBackwards ? page : page + prefetchPages;
+      for (const [first, count] of this.#pending.runs(from, end)) {
         this.#takePending(behind, first, count);
         if (behind.isFull) break;
       }
-      if (!this.#hasDivision) this.#nextPush = end;
+      if (!this.#hasDivision && !isBackwards) this.#nextPush = end;
     }
     this.#send(batch, plain);
     this.#send(behind, plain);
