@@ -705,6 +705,7 @@ export class SourceMigration {
       link,
       divider,
       readBack: (offset, lengthBytes) => readBack.read(offset, lengthBytes),
+      isPaused: () => this.#options.limits.paused === true,
     });
     await this.#diskDivider.run();
   }

@@ -120,6 +120,7 @@ test(
     await south.start();
     const seen = await south.viper.getMigration(migration);
     assert.equal(seen.state, 'merging');
+    assert.equal(seen.options.relayed!.diskRelays, undefined, 'they lend no disk space');
     await relays[0]!.stop('SIGKILL');
     for (const { link } of [south, ...relays]) link!.limit({});
     for (const each of migrations) {

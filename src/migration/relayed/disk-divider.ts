@@ -34,6 +34,8 @@ export interface DiskDividerOptions {
   divider: Divider;
   /** As QEMU has it now; what lies behind the end of the disk is missing. */
   readBack: (offset: number, lengthBytes: number) => Promise<Buffer>;
+  /** Nothing is to leave for now, and nothing is wrong with that. */
+  isPaused?: () => boolean;
   /** How long relays may take nothing of what waits for them; a minute if missing. The guest's writes may wait as long. */
   stalledMs?: number;
 }
@@ -355,13 +357,15 @@ export class DiskDivider implements Backend {
 
   #whyHopeless(): AppError | undefined {
     const now = performance.now();
-    const { divider, stalledMs = defaultStalledMs } = this.#options;
+    const { divider, isPaused, stalledMs = defaultStalledMs } = this.#options;
     if (divider.isUsable) this.#unusableSince = undefined;
     else this.#unusableSince ??= now;
     if (now - (this.#unusableSince ?? now) > patienceMs) return noRelays();
     // Nothing may have waited in between.
     const isNew =
-      divider.placedBytes !== this.#progress.bytes || now - this.#progress.askedAt > stalledMs / 2;
+      isPaused?.() === true ||
+      divider.placedBytes !== this.#progress.bytes ||
+      now - this.#progress.askedAt > stalledMs / 2;
     this.#progress = {
       bytes: divider.placedBytes,
       at: isNew ? now : this.#progress.at,

@@ -239,8 +239,13 @@ test('where relays have no room for it the mirror fails, and says why', {
 test('a relay that hangs holds nobody up for ever where there is no other', {
   timeout: 60_000,
 }, async (context) => {
-  const world = await open(context, [{}, {}], { stalledMs: 500 });
+  let isPaused = true;
+  const world = await open(context, [{}, {}], { stalledMs: 500, isPaused: () => isPaused });
   world.relays[1]!.store.put = () => new Promise(() => {});
+  setTimeout(() => {
+    assert.equal(world.divider.failure, undefined, 'one that is paused is in no hurry');
+    isPaused = false;
+  }, 1500);
   await assert.rejects(world.mirror.write(0, randomBytes(4 * KiB)).then(() => world.mirror.flush()));
   assert.match(world.divider.failure!.message, /have taken nothing of the disk/);
 });
