@@ -2,9 +2,9 @@
  * `npm run bench:exit`: how soon a source is free of a VM whose destination takes a tenth of what the source gives, by
  * each engine; with 1 to 4 relays; with several VMs at once; and what relays cost where the destination is not slow. All
  * in a lab of namespaces. Each run is appended to `results/exit/runs.jsonl`, so it can be measured in pieces, and the
- * report is made of all of them.
+ * report is made of all of them; `--docs` puts it into `docs`. `--only` takes those whose JSON has this in it.
  *
- *   npm run bench:exit -- [--parts engines,relays,vms,unhindered] [--vms 1,3] [--rounds N] [--loopback] [--report] [--fresh]
+ *   npm run bench:exit -- [--parts engines,relays,vms,unhindered] [--vms 1,3] [--rounds N] [--only TEXT] [--loopback] [--report] [--fresh] [--docs]
  *
  * `--loopback` goes without namespaces, and so without delay; see `exit/world.ts`.
  */
@@ -24,6 +24,8 @@ const { values: wanted } = parseArgs({
     loopback: { type: 'boolean', default: false },
     report: { type: 'boolean', default: false },
     fresh: { type: 'boolean', default: false },
+    docs: { type: 'boolean', default: false },
+    only: { type: 'string', default: '' },
   },
 });
 const root = path.resolve(import.meta.dirname, '../..');
@@ -95,7 +97,9 @@ const cases: Case[] = [
 ];
 
 if (wanted.fresh) await rm(file, { force: true });
-if (!wanted.report) await measure(cases.filter(({ part }) => wanted.parts.split(',').includes(part)));
+const isWanted = (each: Case): boolean =>
+  wanted.parts.split(',').includes(each.part) && JSON.stringify(each).includes(wanted.only);
+if (!wanted.report) await measure(cases.filter(isWanted));
 await report();
 
 async function measure(some: readonly Case[]): Promise<void> {
@@ -156,15 +160,18 @@ async function report(): Promise<void> {
     '# How soon a source is free',
     '',
     `Measured by \`npm run bench:exit\` from ${dates[0]} to ${dates.at(-1)}, on a machine of 2 cores without KVM (TCG) that`,
-    'carries all cloudlets, all QEMUs and the emulated links; commit and load of each run are in the CSV. A guest has',
-    `${size.memoryMiB} MiB of memory and ${size.filledMiB} MiB of content in it, half of it random and half text, and reads it here and there`,
+    `carries all cloudlets, all QEMUs and the emulated links (round trips of ${rttMs} ms); other work shared it, so each row has its load.`,
+    `A guest has ${size.memoryMiB} MiB of memory and ${size.filledMiB} MiB of content in it, half of it random and half text, and reads it here and there`,
     "all the while; at the end it verifies it. The disk is on storage that all open. `direct` is QEMU's own stream over the",
-    'link. A row is the median of its runs. *MB sent* is all that left the source in sessions of the link, to the destination',
-    'and to relays; a slab leaves once where relays give it on to each other, and as often as the source itself had to send it.',
-    'Time of that many bytes at the rate of the uplink is what the exit is held against.',
+    'link. All guests are of one tenant and have the same text. A row is the median of its runs at the commit at which it was measured',
+    'last. *MB sent* is all that left the source in sessions of the link, to the destination and to relays; a slab leaves once where',
+    'relays give it on to each other, and as often as the source itself had to send it. *Of (MB / uplink)* is the exit over the time',
+    'that so many bytes take at the rate of the uplink.',
   ];
-  await writeFile(path.join(directory, 'exit.md'), `${markdownOf(runs, notes)}\n`);
+  const figures = figuresOf(runs);
+  const to = wanted.docs ? path.join(root, 'docs') : directory;
+  await writeFile(path.join(to, 'bench-exit.md'), `${markdownOf(runs, notes, Object.keys(figures))}\n`);
+  for (const [name, svg] of Object.entries(figures)) await writeFile(path.join(to, name), svg);
   await writeFile(path.join(directory, 'exit.csv'), csvOf(runs));
-  for (const [name, svg] of Object.entries(figuresOf(runs))) await writeFile(path.join(directory, name), svg);
-  say(`report of ${runs.length} runs in ${directory}`);
+  say(`report of ${runs.length} runs in ${to}`);
 }

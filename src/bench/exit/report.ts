@@ -2,7 +2,8 @@
 import type { MergeStatistics } from '../../model/migration.ts';
 import { lineChart } from '../line-chart.ts';
 import { median, table } from '../report.ts';
-import { barChart } from '../svg.ts';
+import { type Bar, type BarGroup, barChart } from '../svg.ts';
+import type { Step } from '../timeline.ts';
 import type { Rates, Wanted } from './world.ts';
 
 export type Part = 'engines' | 'relays' | 'vms' | 'unhindered';
@@ -26,6 +27,8 @@ export interface Run {
   sentBytes: number;
   merge?: MergeStatistics;
   throughput: { at: number; value: number }[];
+  /** Of the first VM. */
+  timeline?: Step[];
 }
 
 const nameOf = ({ engine, mode, replicas, relays }: Wanted): string =>
@@ -34,45 +37,100 @@ const keyOf = ({ part, place, wanted, rates, vms }: Run): string =>
   [part, place, nameOf(wanted), rates.uplinkMbps, rates.destinationMbps, rates.relayMbps, vms].join(' ');
 const seconds = (ms: number): string => (ms / 1000).toFixed(1);
 
-export function markdownOf(runs: readonly Run[], notes: readonly string[]): string {
-  const head = [
-    'part',
-    'links up, down, relays, Mbit/s',
-    'VMs',
-    'moved by',
-    'exit, s',
-    'whole, s',
-    'downtime, ms',
-    'MB sent',
-    'exit of (MB sent / uplink)',
-    'faults',
-    'median fault, ms',
-    'of RTT',
-    'runs, load',
-  ];
-  const rows = [...Map.groupBy(runs, keyOf).values()].map((some) => {
-    const { part, place, wanted, rates, rttMs, vms } = some[0]!;
+const titles: Record<Part, string> = {
+  engines: 'A destination that takes a tenth of what the source gives',
+  relays: 'More relays, each a third as fast as the source',
+  vms: 'Several VMs at once',
+  unhindered: 'A destination that is not slow',
+};
+
+interface Row {
+  run: Run;
+  runs: Run[];
+  exitMs: number;
+  totalMs: number | undefined;
+  downtimeMs: number;
+  sentBytes: number;
+  /** Over what those bytes take at the rate of the uplink. */
+  ofIdeal: number;
+  faults: number;
+  faultMs: number;
+}
+
+/** Medians; of each row the runs at the commit at which it was measured last. */
+export function rowsOf(runs: readonly Run[]): Row[] {
+  return [...Map.groupBy(runs, keyOf).values()].map((all) => {
+    const last = all.reduce((newest, run) => (run.at >= newest.at ? run : newest));
+    const some = all.filter(({ commit }) => commit === last.commit);
     const of = (pick: (run: Run) => number | undefined): number => median(some.map((run) => pick(run) ?? 0));
-    const idealMs = (of(({ sentBytes }) => sentBytes) * 8) / (rates.uplinkMbps * 1000);
-    const faults = of(({ merge }) => merge?.faults);
-    const faultMs = of(({ merge }) => merge?.faultMedianMs);
-    return [
-      `${part}, ${place}`,
-      `${rates.uplinkMbps}, ${rates.destinationMbps}, ${rates.relayMbps}`,
-      String(vms),
-      nameOf(wanted),
-      seconds(of(({ exitMs }) => exitMs)),
-      some[0]!.totalMs === undefined ? '' : seconds(of(({ totalMs }) => totalMs)),
-      of(({ downtimeMs }) => downtimeMs).toFixed(0),
-      (of(({ sentBytes }) => sentBytes) / 1e6).toFixed(1),
-      (of(({ exitMs }) => exitMs) / idealMs).toFixed(2),
-      faults > 0 ? faults.toFixed(0) : '',
-      faults > 0 ? faultMs.toFixed(0) : '',
-      faults > 0 && rttMs > 0 ? (faultMs / rttMs).toFixed(1) : '',
-      `${some.length}, ${some.map(({ load }) => load.toFixed(1)).join(' ')}`,
-    ];
+    const exitMs = of((run) => run.exitMs);
+    const sentBytes = of((run) => run.sentBytes);
+    return {
+      run: last,
+      runs: some,
+      exitMs,
+      totalMs: last.totalMs === undefined ? undefined : of(({ totalMs }) => totalMs),
+      downtimeMs: of(({ downtimeMs }) => downtimeMs),
+      sentBytes,
+      ofIdeal: exitMs / ((sentBytes * 8) / (last.rates.uplinkMbps * 1000)),
+      faults: of(({ merge }) => merge?.faults),
+      faultMs: of(({ merge }) => merge?.faultMedianMs),
+    };
   });
-  return [...notes, '', table(head, rows)].join('\n');
+}
+
+export function markdownOf(
+  runs: readonly Run[],
+  notes: readonly string[],
+  pictures: readonly string[],
+): string {
+  const rows = rowsOf(runs);
+  const sections = Object.entries(titles).flatMap(([part, title]) => {
+    const some = rows.filter(({ run }) => run.part === part);
+    if (some.length === 0) return [];
+    const shown = pictures.filter((name) => name.includes(part));
+    return ['', `## ${title}`, '', tableOf(some), ...shown.flatMap((name) => ['', `![${title}](${name})`])];
+  });
+  const throughput = pictures.filter((name) => name.includes('throughput'));
+  return [
+    ...notes,
+    ...sections,
+    ...throughput.flatMap((name) => ['', '## The guest meanwhile', '', `![The guest meanwhile](${name})`]),
+  ].join('\n');
+}
+
+function tableOf(rows: readonly Row[]): string {
+  const head = [
+    'moved by',
+    'VMs',
+    'Mbit/s: source, destination, relays',
+    'exit, s',
+    'of (MB / uplink)',
+    'whole, s',
+    'stopped, ms',
+    'MB sent',
+    'faults at relays, median ms (of RTT)',
+    'runs, commit, load',
+  ];
+  const cells = rows.map(
+    ({ run, runs, exitMs, totalMs, downtimeMs, sentBytes, ofIdeal, faults, faultMs }) => {
+      const { wanted, rates, rttMs, vms, place, commit } = run;
+      const ofRtt = rttMs > 0 ? ` (${(faultMs / rttMs).toFixed(1)})` : '';
+      return [
+        `${nameOf(wanted)}${place === 'lab' ? '' : `, ${place}`}`,
+        String(vms),
+        `${rates.uplinkMbps}, ${Number(rates.destinationMbps.toFixed(1))}, ${Number(rates.relayMbps.toFixed(1))}`,
+        seconds(exitMs),
+        ofIdeal.toFixed(2),
+        totalMs === undefined ? '' : seconds(totalMs),
+        downtimeMs.toFixed(0),
+        (sentBytes / 1e6).toFixed(1),
+        faults > 0 ? `${faults.toFixed(0)}, ${faultMs.toFixed(0)}${ofRtt}` : '',
+        `${runs.length}, ${commit}, ${runs.map(({ load }) => load.toFixed(1)).join(' ')}`,
+      ];
+    },
+  );
+  return table(head, cells);
 }
 
 export function csvOf(runs: readonly Run[]): string {
@@ -97,52 +155,66 @@ export function csvOf(runs: readonly Run[]): string {
   return `${[head, ...rows].join('\n')}\n`;
 }
 
-/** By file name. */
+/** By file name: in the shapes of the paper's figures 3 (engines), 5 (VMs) and 6 (relays), the last also for the guest. */
 export function figuresOf(runs: readonly Run[]): Record<string, string> {
-  const of = (part: Part) => [
-    ...Map.groupBy(
-      runs.filter((run) => run.part === part),
-      keyOf,
-    ).values(),
+  const rows = rowsOf(runs);
+  const draw = (part: Part, groupsOf: (some: readonly Row[]) => BarGroup[]): string | undefined => {
+    const some = rows.filter(({ run }) => run.part === part);
+    if (some.length === 0) return undefined;
+    const subtitle = 'seconds from the request, logarithmic';
+    return barChart({ title: titles[part], subtitle, unit: 's', groups: groupsOf(some) });
+  };
+  const times = (some: readonly Row[]): BarGroup[] => [
+    { label: 'exit', bars: some.map((row) => bar(row, row.exitMs)) },
+    { label: 'whole', bars: some.map((row) => bar(row, row.totalMs)) },
   ];
-  const bars = (some: readonly Run[]) => {
-    const whole = some.flatMap(({ totalMs }) => (totalMs === undefined ? [] : [totalMs / 1000]));
-    return [
-      { label: 'exit', value: median(some.map(({ exitMs }) => exitMs / 1000)) },
-      ...(whole.length > 0 ? [{ label: 'whole', value: median(whole) }] : []),
-    ];
-  };
-  const draw = (part: Part, title: string, labelOf: (run: Run) => string): string | undefined => {
-    const groups = of(part).map((some) => ({ label: labelOf(some[0]!), bars: bars(some) }));
-    if (groups.length === 0) return undefined;
-    return barChart({ title, subtitle: 'seconds from the request, logarithmic', unit: 's', groups });
-  };
-  const short = ({ wanted }: Run) =>
-    `${wanted.engine} ${wanted.engine === 'relayed' ? `x${wanted.replicas}` : wanted.mode}`;
+  const exits = (labelOf: (run: Run) => string) => (some: readonly Row[]) =>
+    [...Map.groupBy(some, ({ run }) => labelOf(run))].map(
+      ([label, each]): BarGroup => ({ label, bars: each.map((row) => bar(row, row.exitMs)) }),
+    );
+  const count = (many: number, what: string): string => `${many} ${what}${many === 1 ? '' : 's'}`;
   const figures: Record<string, string | undefined> = {
-    'engines.svg': draw('engines', 'A destination that takes a tenth of what the source gives', short),
-    'relays.svg': draw(
+    'bench-exit-engines.svg': draw('engines', times),
+    'bench-exit-relays.svg': draw(
       'relays',
-      'More relays, each slower than the source',
-      ({ wanted }) => `${wanted.relays}`,
+      exits(({ wanted }) => count(wanted.relays, 'relay')),
     ),
-    'vms.svg': draw('vms', 'More VMs at once', (run) => `${run.vms} ${run.wanted.engine}`),
+    'bench-exit-vms.svg': draw(
+      'vms',
+      exits(({ vms }) => count(vms, 'VM')),
+    ),
+    'bench-exit-unhindered.svg': draw('unhindered', times),
   };
-  const merging = runs.findLast(({ part, wanted }) => part === 'engines' && wanted.engine === 'relayed');
-  if (merging)
-    figures['throughput.svg'] = lineChart({
-      title: 'What the guest did while it moved by way of relays',
-      subtitle: 'reads of 128 KiB of its memory, here and there, per second',
-      unit: '1/s',
-      timeUnit: 's',
-      points: merging.throughput.map(({ at, value }) => ({ at: at / 1000, value })),
-      spans: [
-        { label: 'until the exit', from: 0, to: merging.exitMs / 1000 },
-        { label: 'merging', from: merging.exitMs / 1000, to: (merging.totalMs ?? merging.exitMs) / 1000 },
-      ],
-    });
+  const merging = runs.findLast(
+    ({ part, wanted }) => part === 'engines' && wanted.engine === 'relayed' && wanted.mode === 'postcopy',
+  );
+  if (merging) figures['bench-exit-throughput.svg'] = drawThroughput(merging);
   return Object.fromEntries(Object.entries(figures).filter(([, svg]) => svg !== undefined)) as Record<
     string,
     string
   >;
+}
+
+/** Named without what differs between the groups. */
+const bar = ({ run: { wanted, part } }: Row, ms: number | undefined): Bar => {
+  const { engine, mode, replicas } = wanted;
+  const copies = part === 'relays' ? '' : `, ${replicas} replicas`;
+  return {
+    label: engine === 'relayed' ? `relayed ${mode}${copies}` : `${engine} ${mode}`,
+    value: ms === undefined ? undefined : ms / 1000,
+  };
+};
+
+function drawThroughput({ throughput, exitMs, totalMs }: Run): string {
+  return lineChart({
+    title: 'What the guest did while it moved by way of relays',
+    subtitle: 'reads of 128 KiB of its memory, here and there, per second',
+    unit: '1/s',
+    timeUnit: 's',
+    points: throughput.map(({ at, value }) => ({ at: at / 1000, value })),
+    spans: [
+      { label: 'until the exit', from: 0, to: exitMs / 1000 },
+      { label: 'merging', from: exitMs / 1000, to: (totalMs ?? exitMs) / 1000 },
+    ],
+  });
 }

@@ -14,10 +14,13 @@ import { guestImage } from '../../lab/guests.ts';
 import { Lab } from '../../lab/lab.ts';
 import type { MigrationResult } from '../../model/migration.ts';
 import { GiB, MiB } from '../../model/units.ts';
+import { type Step, timelineOf } from '../timeline.ts';
 
 export const [hub, sourceName, destinationName] = ['hub', 'src', 'dst'];
 const patienceMs = 300_000;
 const sampleMs = 250;
+/** All guests are one tenant's. */
+const tenant = 'bench';
 
 /** Of the links, towards the router and from it. */
 export interface Rates {
@@ -41,11 +44,13 @@ export interface Move {
   /** What the first guest did in each moment, in turns per second, by ms from the request. */
   throughput: { at: number; value: number }[];
   sentBytes: number;
+  /** Of the first VM. */
+  timeline: Step[];
 }
 
 /**
  * What each guest does: it reads its memory here and there, and says so on its console. Half of what it has in memory is
- * random and half is text; nothing of it is there twice.
+ * random and half is text; nothing of it is there twice, but all guests have the same text.
  */
 const load = (filledMiB: number) => `
 set -e
@@ -98,13 +103,14 @@ export class ExitWorld implements AsyncDisposable {
           }),
         );
     const fleet = made.use(await LabFleet.create(lab));
+    const env = { VIPER_LOG: 'debug' };
     const shared = path.join(lab?.directory ?? fleet.root, 'shared');
     await mkdir(shared, { recursive: true });
     const config = { storages: [{ name: 'shared', path: shared }], keptMemoryBytes: 0 };
     const world = new ExitWorld(made.move(), lab);
     try {
-      world.source = await fleet.add(sourceName, config);
-      const options = isLoopback ? { proxied: true } : {};
+      world.source = await fleet.add(sourceName, config, { env });
+      const options = { env, ...(isLoopback ? { proxied: true } : {}) };
       world.destination = await fleet.add(destinationName, config, options);
       for (const name of names)
         world.relays.push(await fleet.add(name, { ...config, relayMemoryBytes: GiB }, options));
@@ -122,7 +128,9 @@ export class ExitWorld implements AsyncDisposable {
     const { viper } = this.source;
     const hardware = { memoryBytes: memoryMiB * MiB, diskBytes: 64 * MiB, nets: [] };
     for (const name of names)
-      await viper.wait(await viper.createVm({ body: { name, image: 'tiny', hardware, storage: 'shared' } }));
+      await viper.wait(
+        await viper.createVm({ body: { name, image: 'tiny', hardware, storage: 'shared', tenant } }),
+      );
     for (const name of names) {
       const vm = { params: { vm: name } };
       await until(`the agent of ${name}`, () => viper.getGuest(vm).then(Boolean, () => false));
@@ -176,7 +184,7 @@ export class ExitWorld implements AsyncDisposable {
       ...(engine === 'relayed' ? { relays: chosen, replicas } : {}),
     } as const;
     await using watch = await this.#watch(names[0]!);
-    const began = performance.now();
+    const [began, beganMs] = [performance.now(), Date.now()];
     const operations = await Promise.all(names.map((vm) => viper.migrateVm({ params: { vm }, body })));
     const ended = await Promise.all(operations.map((one) => viper.wait(one, { timeoutMs: patienceMs })));
     const exitMs = performance.now() - began;
@@ -193,7 +201,9 @@ export class ExitWorld implements AsyncDisposable {
     const seen = await Promise.all(migrations.map((migration) => viper.getMigration(migration)));
     const results = seen.map(({ result }) => result as MigrationResult);
     const sentBytes = results.reduce((sum, { link }) => sum + (link?.sentBytes ?? 0), 0);
-    return { exitMs, totalMs, results, throughput: watch.samples(), sentBytes };
+    const first = operations[0]!.subject.migrationId!;
+    const timeline = await timelineOf([this.source, this.destination], first, beganMs);
+    return { exitMs, totalMs, results, throughput: watch.samples(), sentBytes, timeline };
   }
 
   /** Every guest checks that its memory is what it was. */

@@ -2,6 +2,7 @@
 import { appendFile, mkdir, readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
 import type { EngineStatistics } from '../../model/migration.ts';
+import type { Step } from '../timeline.ts';
 import type { Cell, Mover } from './grid.ts';
 
 export interface Measured {
@@ -23,7 +24,7 @@ export interface Measured {
   finishedAs?: string;
   condensed?: EngineStatistics;
   /** Viper's own steps, in ms from the request. */
-  timeline?: { atMs: number; what: string }[];
+  timeline?: Step[];
 }
 
 export interface Run extends Measured {

@@ -14,6 +14,7 @@ import { newId } from '../../model/ids.ts';
 import { GiB } from '../../model/units.ts';
 import type { SnapshotRecord } from '../../model/vm.ts';
 import { imageFile } from '../../vm/images.ts';
+import { timelineOf } from '../timeline.ts';
 import type { Cell, Holds, Mover, Wanted } from './grid.ts';
 import { echoPort, guestAddress, inBackground, type Moment, type WarmGuest } from './guest.ts';
 import type { Measured } from './measured.ts';
@@ -177,7 +178,7 @@ export async function runViper(
   const answers = await client.end();
   const migration = operation.subject.migrationId!;
   const { result } = await source.viper.getMigration({ params: { migration } });
-  const timeline = await timelineOf(world, migration, beganMs);
+  const timeline = await timelineOf([world.source, world.destination], migration, beganMs);
   const cpu = (cost: { daemonCpuMs: number; qemuCpuMs: number } | undefined): number =>
     (cost?.daemonCpuMs ?? 0) + (cost?.qemuCpuMs ?? 0);
   return {
@@ -201,22 +202,4 @@ export async function removeVms({ source, destination }: ViperWorld): Promise<vo
       const deleting = viper.deleteVm({ params: { vm: id }, query: { force: true } });
       await deleting.then((operation) => viper.wait(operation, { timeoutMs: patienceMs })).catch(() => {});
     }
-}
-
-/** What both daemons logged about the migration. */
-async function timelineOf({ source, destination }: ViperWorld, migration: string, beganMs: number) {
-  const steps: { atMs: number; what: string }[] = [];
-  for (const { name, directory } of [source, destination]) {
-    const lines = (await readFile(path.join(directory, 'daemon.log'), 'utf8')).split('\n');
-    for (const line of lines) {
-      if (!line.includes(migration)) continue;
-      const { time, state, msg, step, round, remainingBytes, changesPerSecond, migrationId } =
-        JSON.parse(line);
-      if (migrationId !== migration || (state === undefined && step === undefined)) continue;
-      const atMs = Math.round((typeof time === 'number' ? time : Date.parse(time)) - beganMs);
-      const what = step === 'round' ? `round ${round}: ${remainingBytes} bytes, ${changesPerSecond}/s` : step;
-      steps.push({ atMs, what: `${name} ${what ?? state ?? msg}` });
-    }
-  }
-  return steps.toSorted((a, b) => a.atMs - b.atMs);
 }
