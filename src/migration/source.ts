@@ -629,7 +629,7 @@ export class SourceMigration {
         this.#step('round', { round, remainingBytes, changesPerSecond: Math.round(changesPerSecond) });
       },
       get isSampled() {
-        return agent()?.isSampled ?? true;
+        return agent()?.isSampled ?? false;
       },
       get isBehind() {
         return agent()?.isBehind ?? true;

@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { MiB } from '../../src/model/units.ts';
 import { assertNothingLeft, checked, Lab, LabRelay, startCheckers } from './migration-lab.ts';
 
 /** To the destination it goes slowly, so that most is given to relays. */
@@ -28,6 +29,10 @@ test('the source is gone before the VM is whole; whatever is lost then, the gues
     for (const lender of lenders) lender.others = lenders;
     const pair = await lab.migration(from, to, machine, { ...relayed, mode, lenders, epoch });
     await pair.source.start();
+    await pair.source.waitFor(({ name }) => name === 'switching');
+    const heldBytes = lenders.reduce((sum, { store }) => sum + store.usedBytes, 0);
+    if (mode === 'hybrid')
+      assert.ok(heldBytes > 32 * MiB, `relays hold ${heldBytes} bytes when the VM leaves`);
     assert.equal((await pair.source.waitUntilOver()).name, 'moved');
     const { result } = pair.source;
     await pair.untilDestination('merging');

@@ -19,6 +19,8 @@ export interface Run {
   rates: Rates;
   rttMs: number;
   vms: number;
+  /** Of each guest; missing where it was 128 MiB with 24 MiB of content. */
+  size?: { memoryMiB: number; filledMiB: number };
   exitMs: number;
   /** Where it was waited for at the same rates. */
   totalMs?: number;
@@ -33,8 +35,21 @@ export interface Run {
 
 const nameOf = ({ engine, mode, replicas, relays }: Wanted): string =>
   engine === 'relayed' ? `relayed ${mode}, ${relays} relays, ${replicas} replicas` : `${engine} ${mode}`;
-const keyOf = ({ part, place, wanted, rates, vms }: Run): string =>
-  [part, place, nameOf(wanted), rates.uplinkMbps, rates.destinationMbps, rates.relayMbps, vms].join(' ');
+const keyOf = (run: Run): string => {
+  const { part, place, wanted, rates, vms } = run;
+  return [
+    part,
+    place,
+    nameOf(wanted),
+    sizeOf(run),
+    rates.uplinkMbps,
+    rates.destinationMbps,
+    rates.relayMbps,
+    vms,
+  ].join(' ');
+};
+const sizeOf = ({ size }: Run): string =>
+  size && size.memoryMiB !== 128 ? `, ${size.memoryMiB} MiB guest with ${size.filledMiB} MiB` : '';
 const seconds = (ms: number): string => (ms / 1000).toFixed(1);
 
 const titles: Record<Part, string> = {
@@ -117,7 +132,7 @@ function tableOf(rows: readonly Row[]): string {
       const { wanted, rates, rttMs, vms, place, commit } = run;
       const ofRtt = rttMs > 0 ? ` (${(faultMs / rttMs).toFixed(1)})` : '';
       return [
-        `${nameOf(wanted)}${place === 'lab' ? '' : `, ${place}`}`,
+        `${nameOf(wanted)}${sizeOf(run)}${place === 'lab' ? '' : `, ${place}`}`,
         String(vms),
         `${rates.uplinkMbps}, ${Number(rates.destinationMbps.toFixed(1))}, ${Number(rates.relayMbps.toFixed(1))}`,
         seconds(exitMs),
@@ -196,11 +211,12 @@ export function figuresOf(runs: readonly Run[]): Record<string, string> {
 }
 
 /** Named without what differs between the groups. */
-const bar = ({ run: { wanted, part } }: Row, ms: number | undefined): Bar => {
+const bar = ({ run }: Row, ms: number | undefined): Bar => {
+  const { wanted, part } = run;
   const { engine, mode, replicas } = wanted;
   const copies = part === 'relays' ? '' : `, ${replicas} replicas`;
   return {
-    label: engine === 'relayed' ? `relayed ${mode}${copies}` : `${engine} ${mode}`,
+    label: engine === 'relayed' ? `relayed ${mode}${copies}${sizeOf(run)}` : `${engine} ${mode}`,
     value: ms === undefined ? undefined : ms / 1000,
   };
 };
