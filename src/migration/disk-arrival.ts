@@ -190,8 +190,9 @@ export class DiskArrival {
   /** Nothing of it is served any more; its files stay. `drop`: relays may forget it. */
   async end({ drop }: { drop: boolean }): Promise<void> {
     this.#abort.abort(new AppError('cancelled', 'The disk is not served any more'));
-    await this.#disk?.end({ drop });
+    // First of all: QEMU comes again to a server that is gone, but an error is one to its guest.
     await this.#server?.[Symbol.asyncDispose]();
+    await this.#disk?.end({ drop });
     // One that was under way meets the abort.
     await this.#settling?.catch(() => {});
   }

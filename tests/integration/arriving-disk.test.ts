@@ -10,6 +10,10 @@ import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { DiskArrival } from '../../src/migration/disk-arrival.ts';
+import { newDiskManifest } from '../../src/migration/relayed/disk-manifest.ts';
+import { AppError } from '../../src/model/errors.ts';
+import { newId } from '../../src/model/ids.ts';
 import { KiB, MiB } from '../../src/model/units.ts';
 import { connectNbd, type NbdClient, serveNbd } from '../../src/nbd/index.ts';
 import { delay, QmpConnection } from '../../src/qmp/index.ts';
@@ -153,6 +157,50 @@ test('while somebody writes it becomes a disk like any other, and may be written
   for (const gone of [nodeNames.source, nodeNames.below]) assert.ok(!names.includes(gone), gone);
   await end(world, 'SIGTERM');
   await assertSettled(world);
+});
+
+test('a daemon that stops leaves those who read to the next one, without an error', async (context) => {
+  const directory = await mkdtemp(path.join(tmpdir(), 'viper-arrive-'));
+  context.after(() => rm(directory, { recursive: true, force: true }));
+  const [file, imageFile] = [path.join(directory, 'disk.qcow2'), path.join(directory, 'image.raw')];
+  const image = randomBytes(imageBytes);
+  await writeFile(imageFile, image);
+  await makeArrivingDisk({ file, imageFile, imageFormat: 'raw', sizeBytes, signal });
+  const division = {
+    migrationId: newId(),
+    key: randomBytes(32),
+    group: randomBytes(32).toString('hex'),
+    relays: [newId()],
+    replicas: 1,
+    partPages: 8,
+  };
+  const manifest = newDiskManifest(division, sizeBytes);
+  manifest.add({ slab: 1, parts: [50], holders: [0], runs: [[256, 2]] });
+  const start = async (kept: Buffer | undefined) => {
+    const arrival = new DiskArrival({
+      directory,
+      file,
+      sizeBytes,
+      image: { file: imageFile, format: 'raw' },
+      readManifest: async () => kept,
+      writeManifest: async () => {},
+      removeManifest: async () => {},
+      openRelay: () => Promise.reject(new AppError('peer_unreachable', 'The relay is away')),
+      tellOperator: () => {},
+    });
+    const isKnown = await arrival.reopen();
+    return { arrival, isKnown };
+  };
+  // One that does not know where the rest is answers nobody.
+  const unknowing = await start(undefined);
+  assert.equal(unknowing.isKnown, false);
+  await assert.rejects(connectNbd({ path: belowSocket(directory), exportName: belowExport }));
+  const { arrival } = await start(manifest.toBytes());
+  await using reader = await connectNbd({ path: belowSocket(directory), exportName: belowExport });
+  assert.ok((await reader.read(0, 5000)).equals(image.subarray(0, 5000)), 'what the image has is here');
+  const reading = assert.rejects(reader.read(MiB, 5000), { code: 'peer_unreachable' });
+  await arrival.end({ drop: false });
+  await reading;
 });
 
 test('one daemon after the other may break off on the way', async (context) => {

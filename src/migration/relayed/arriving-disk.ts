@@ -35,6 +35,8 @@ export interface ArrivingDiskOptions {
 }
 
 const retryMs = 200;
+/** Who writes it is gone, or has not come. */
+const lostCodes = ['peer_unreachable', 'qemu_failed', 'timeout'];
 
 export class ArrivingDisk implements Backend, AsyncDisposable {
   readonly sizeBytes: number;
@@ -256,8 +258,7 @@ export class ArrivingDisk implements Backend, AsyncDisposable {
       try {
         return await work(await opening);
       } catch (error) {
-        const { code } = asAppError(error);
-        if (code !== 'peer_unreachable' && code !== 'qemu_failed') throw error;
+        if (!lostCodes.includes(asAppError(error).code)) throw error;
         if (this.#closing) continue;
         if (this.#below === opening) this.#lose();
         await delay(retryMs, signal);
