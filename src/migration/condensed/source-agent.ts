@@ -40,6 +40,7 @@ import { type AgentMode, parseOffer } from './handshake.ts';
 import { isClear, isShallow, statsOf } from './in-flight.ts';
 import { Outbox } from './outbox.ts';
 import { PageBatch } from './page-batch.ts';
+import { PageHeat } from './page-heat.ts';
 import { PageSet } from './page-set.ts';
 import { bytesFrom } from './qemu-bytes.ts';
 
@@ -107,8 +108,6 @@ const sampleRoundMs = 40;
 const sampleMs = 500;
 /** For so long at most it goes on until what is scattered has been sent. */
 const mostSampleMs = 2500;
-/** Pages that change together in so long a run are data that is worked through, and not what a guest keeps coming back to. */
-const scatteredPages = 64;
 /** At a time, so that what is too much is noticed soon. */
 const hotPages = 64;
 const hotBatches = 2;
@@ -154,9 +153,8 @@ export class SourceAgent {
   #isDrainWanted = false;
   /** Since when QEMU is read slowly: from the first round that began while it drained. */
   #sampledSince: number | undefined;
-  #sampledFrom = 0;
-  /** In how many of the short rounds of draining each page was written. */
-  #heat = new Uint8Array(0);
+  /** By the short rounds of draining. */
+  #heat = new PageHeat(0);
   #isScatteredSent = false;
   #scattering: Promise<void> = Promise.resolve();
   #round = 1;
@@ -262,6 +260,7 @@ export class SourceAgent {
   /** QEMU has begun another round. */
   noteRound(round: number): void {
     if (round <= this.#round) return;
+    this.#heat.noteRounds(round - this.#round);
     this.#round = round;
     this.#firstRound ??= this.#untilTaken().then(() => {
       this.#isFirstRoundTaken = true;
@@ -269,9 +268,8 @@ export class SourceAgent {
     // Waited for where the stream is read.
     this.#firstRound.catch(() => {});
     if (this.#state === 'draining' && this.#sampledSince === undefined) {
-      this.#heat.fill(0);
+      this.#heat.begin();
       this.#sampledSince = performance.now();
-      this.#sampledFrom = round;
       if (!this.#options.divider) this.#scattering = this.#sendScattered();
       // Waited for before the tail.
       this.#scattering.catch(() => {});
@@ -426,7 +424,7 @@ export class SourceAgent {
     this.#fresh = new PageSet(table.pages);
     this.#early = new PageSet(table.pages);
     this.#stale = new PageSet(table.pages);
-    this.#heat = new Uint8Array(table.pages);
+    this.#heat = new PageHeat(table.pages);
     this.#condenser = new Condenser({
       pages: table.pages,
       sets: this.#sets,
@@ -453,7 +451,7 @@ export class SourceAgent {
   }
 
   #see(page: number): void {
-    if (!this.#unseen.delete(page) && this.#heat[page]! < 255) this.#heat[page]! += 1;
+    if (!this.#unseen.delete(page)) this.#heat.note(page);
   }
 
   #page(page: number, buffer: Buffer, at: number): void {
@@ -552,8 +550,7 @@ export class SourceAgent {
    * So they go before it runs, the hottest first, as many as the link takes in a moment.
    */
   async #sendHot(): Promise<void> {
-    const hot = this.#findHot();
-    hot.sort((a, b) => this.#heat[b]! - this.#heat[a]!);
+    const hot = this.#heat.hot(this.#pending);
     this.#warm = hot;
     const startedAt = performance.now();
     let leftBytes = ((this.#outbox.speed ?? leastBytesPerSecond) * hotMs) / 1000;
@@ -573,24 +570,6 @@ export class SourceAgent {
       if (making.size >= hotBatches) await Promise.race(making);
     }
     await Promise.all(making);
-  }
-
-  /**
-   * Pending pages that were written while QEMU was read slowly. What was written in one long run is worked through: it is
-   * needed again when all of it has had its turn, and so it counts only where it was written every other round.
-   */
-  #findHot(): number[] {
-    const hot: number[] = [];
-    const pages = this.#heat.length;
-    const isHot = (page: number) => this.#heat[page]! > 0 && this.#pending.has(page);
-    for (let first = this.#pending.next(0); first >= 0; first = this.#pending.next(first)) {
-      let end = first;
-      while (end < pages && isHot(end)) end += 1;
-      const leastHeat = end - first <= scatteredPages ? 1 : (this.#round - this.#sampledFrom) / 2;
-      for (let page = first; page < end; page++) if (this.#heat[page]! >= leastHeat) hot.push(page);
-      first = Math.max(end, first + 1);
-    }
-    return hot;
   }
 
   /** Goes on where another agent, perhaps of an earlier daemon, was cut off. */
@@ -683,7 +662,7 @@ export class SourceAgent {
     let scattered: number[] = [];
     while (!this.#isEnded && !this.#isLeaving) {
       if (scattered.length === 0) {
-        scattered = this.#findScattered();
+        scattered = this.#heat.scattered(this.#pending);
         this.#isScatteredSent = scattered.length === 0;
       }
       const mayPush = this.#outbox.isIdle && isClear(link, statsOf(link)?.deliveryRateBps ?? 0);
@@ -695,15 +674,6 @@ export class SourceAgent {
       }
       await Promise.race([delay(shallowPollMs, this.#abort.signal), this.#outbox.failed]);
     }
-  }
-
-  /** The shortest runs first. */
-  #findScattered(): number[] {
-    const runs = this.#pending.runs().filter(([, count]) => count <= scatteredPages);
-    runs.sort(([, a], [, b]) => a - b);
-    return runs
-      .flatMap(([first, count]) => Array.from({ length: count }, (_, index) => first + index))
-      .filter((page) => this.#heat[page] === 0);
   }
 
   /** The destination takes what it can, and relays the rest. */
