@@ -58,7 +58,7 @@ export function addVmMigrateCommands(vm: Command): void {
     )
     .option(
       '--relays <peers>',
-      'relayed: names of those that may hold memory, such as a,b (all that lend some)',
+      'relayed: names of those that may hold memory, and a disk, such as a,b (all that lend some)',
     )
     .option('--replicas <number>', 'relayed: how many hold each part (2 if absent)', parseCount)
     .option(

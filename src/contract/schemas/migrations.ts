@@ -86,7 +86,7 @@ export const MigrateVm = Body(
         minItems: 1,
         maxItems: 32,
         description:
-          'With `relayed`: names or ids of the peers that may hold memory; all that lend some if absent.',
+          'With `relayed`: names or ids of the peers that may hold memory, and a disk that is not shared; all that lend some if absent.',
       }),
     ),
     replicas: Type.Optional(
