@@ -2,11 +2,11 @@
  * `npm run bench:exit`: how soon a source is free of a VM whose destination takes a tenth of what the source gives, by
  * each engine; with 1 to 4 relays; with several VMs at once; and what relays cost where the destination is not slow. All
  * in a lab of namespaces. Each run is appended to `results/exit/runs.jsonl`, so it can be measured in pieces, and the
- * report is made of all of them; `--docs` puts it into `docs`. `--only` takes those whose JSON has this in it; `--quick`
+ * report is made of all of them; `--docs` puts it into `docs`. `--only` takes those whose JSON matches; `--quick`
  * does not look how long the destination takes.
  *
  *   npm run bench:exit -- [--parts engines,relays,vms,unhindered] [--vms 1,3] [--rounds N] [--memory MiB] [--filled MiB]
- *                         [--only TEXT] [--quick] [--loopback] [--report] [--fresh] [--docs]
+ *                         [--only PATTERN] [--quick] [--loopback] [--report] [--fresh] [--docs]
  *
  * `--loopback` goes without namespaces, and so without delay; see `exit/world.ts`.
  */
@@ -103,7 +103,7 @@ const cases: Case[] = [
 
 if (wanted.fresh) await rm(file, { force: true });
 const isWanted = (each: Case): boolean =>
-  wanted.parts.split(',').includes(each.part) && JSON.stringify(each).includes(wanted.only);
+  wanted.parts.split(',').includes(each.part) && new RegExp(wanted.only).test(JSON.stringify(each));
 if (!wanted.report) await measure(cases.filter(isWanted));
 await report();
 
