@@ -33,8 +33,11 @@ export interface Run {
   timeline?: Step[];
 }
 
+const count = (many: number, what: string): string => `${many} ${what}${many === 1 ? '' : 's'}`;
 const nameOf = ({ engine, mode, replicas, relays }: Wanted): string =>
-  engine === 'relayed' ? `relayed ${mode}, ${relays} relays, ${replicas} replicas` : `${engine} ${mode}`;
+  engine === 'relayed'
+    ? `relayed ${mode}, ${count(relays, 'relay')}, ${count(replicas, 'replica')}`
+    : `${engine} ${mode}`;
 const keyOf = (run: Run): string => {
   const { part, place, wanted, rates, vms } = run;
   return [
@@ -140,7 +143,8 @@ function tableOf(rows: readonly Row[]): string {
         totalMs === undefined ? '' : seconds(totalMs),
         downtimeMs.toFixed(0),
         (sentBytes / 1e6).toFixed(1),
-        faults > 0 ? `${faults.toFixed(0)}, ${faultMs.toFixed(0)}${ofRtt}` : '',
+        // Links that are free from the exit on say nothing of faults.
+        faults > 0 && totalMs !== undefined ? `${faults.toFixed(0)}, ${faultMs.toFixed(0)}${ofRtt}` : '',
         `${runs.length}, ${commit}, ${runs.map(({ load }) => load.toFixed(1)).join(' ')}`,
       ];
     },
@@ -187,7 +191,6 @@ export function figuresOf(runs: readonly Run[]): Record<string, string> {
     [...Map.groupBy(some, ({ run }) => labelOf(run))].map(
       ([label, each]): BarGroup => ({ label, bars: each.map((row) => bar(row, row.exitMs)) }),
     );
-  const count = (many: number, what: string): string => `${many} ${what}${many === 1 ? '' : 's'}`;
   const figures: Record<string, string | undefined> = {
     'bench-exit-engines.svg': draw('engines', times),
     'bench-exit-relays.svg': draw(
@@ -214,7 +217,7 @@ export function figuresOf(runs: readonly Run[]): Record<string, string> {
 const bar = ({ run }: Row, ms: number | undefined): Bar => {
   const { wanted, part } = run;
   const { engine, mode, replicas } = wanted;
-  const copies = part === 'relays' ? '' : `, ${replicas} replicas`;
+  const copies = part === 'relays' ? '' : `, ${count(replicas, 'replica')}`;
   return {
     label: engine === 'relayed' ? `relayed ${mode}${copies}${sizeOf(run)}` : `${engine} ${mode}`,
     value: ms === undefined ? undefined : ms / 1000,
