@@ -13,6 +13,7 @@ import { pageBytes } from '../../stream/index.ts';
 import { DestinationAgent } from './destination-agent.ts';
 import { encodeFrame, encodeJson, frame, protocolVersion } from './frames.ts';
 import type { AgentMode } from './handshake.ts';
+import { PageSet } from './page-set.ts';
 import { SourceAgent } from './source-agent.ts';
 import { allPages, FakeQemu, FakeRam, linkPair, sourceStream } from './stand-ins.ts';
 import { noStatistics } from './statistics.ts';
@@ -308,6 +309,44 @@ test('a stream with sections that nobody here knows goes over as it is', async (
   assert.match(statistics.fallback ?? '', /iterable section/);
   // The stand-in for QEMU knows it as little, but it got it.
   assert.match(reasonOf(came), /iterable section/);
+});
+
+test('a post-copy goes on with what was missing before and has not come, whatever QEMU asks for meanwhile', async () => {
+  const ram = filledRam();
+  const arrived = new FakeRam(pages);
+  // Up to 400 pages had come past the stream, the rest was missing, and some of that has come by the stream.
+  const came = allPages(ram).filter((page) => page < 400 || (page >= 500 && page < 520));
+  const wasThere = new Set(came.filter((page) => page >= 400 || page % 3 !== 0));
+  for (const page of came) ram.page(page).copy(arrived.page(page));
+  const paused = {
+    lacks: new Set(allPages(ram).filter((page) => !wasThere.has(page))),
+    received: new Set(came.filter((page) => page >= 400)),
+  };
+  const missingBefore = new PageSet(pages);
+  missingBefore.addRange(400, pages - 400);
+  // Of zeroes that nobody misses, and with content.
+  const qemu = new FakeQemu(arrived, [3, 6, 401, 697, 698], paused);
+  const [near, far] = linkPair();
+  const source = new SourceAgent({
+    qemu: undefined,
+    link: near,
+    memory: ram,
+    mode: 'resume',
+    openIndex: async () => undefined,
+    limitBps: () => undefined,
+    statistics: noStatistics(),
+  });
+  const destination = new DestinationAgent({
+    qemu,
+    link: far,
+    memory: arrived,
+    missingBefore: missingBefore.toBytes(),
+    sets: [],
+    openReader: async () => undefined,
+  });
+  await Promise.all([source.run(), destination.run()]);
+  assert.deepEqual(qemu.unanswered, []);
+  for (const page of allPages(ram)) assert.ok(ram.page(page).equals(arrived.page(page)), `page ${page}`);
 });
 
 test('a link that is cut anywhere ends both sides, and neither takes the VM for moved', async () => {

@@ -288,7 +288,7 @@ export class DestinationAgent {
     const layout = parseLayout(body);
     this.#prepare(layout);
     const { sectionId, table } = layout;
-    if (mode === 'resume') return this.#resume(table, sectionId);
+    if (mode === 'resume') return this.#inTurn(() => this.#resume(table, sectionId));
     if (this.#hello!.keeps && this.#options.remember) this.#digests = Buffer.alloc(table.pages * digestBytes);
     if (!this.#opening) throw agentError('blocks before the opening');
     await this.#feed!.write(this.#opening);
@@ -459,21 +459,29 @@ export class DestinationAgent {
     if (!block) throw agentError(`a request for pages of the unknown block ${blockName}`);
     const first = block.firstPage + Math.floor(startByte / pageBytes);
     const end = Math.min(first + Math.ceil(bytes / pageBytes), block.firstPage + block.pages);
+    const pages = Array.from({ length: end - first }, (_, index) => first + index);
+    this.#want(pages.filter((page) => this.#missing.has(page)));
+    for (const page of pages) if (!this.#missing.has(page)) this.#giveZeroes(page);
+  }
+
+  /** Pages that are missing, each asked for once. */
+  #want(pages: readonly number[]): void {
     const wanted: number[] = [];
-    for (let page = first; page < end; page++) {
-      if (!this.#missing.has(page)) this.#giveZeroes(page);
-      if (!this.#missing.has(page) || !this.#asked.add(page)) continue;
+    for (const page of pages) {
+      if (!this.#asked.add(page)) continue;
       if (this.#merger && this.#manifest!.covers(page)) this.#merger.want(page);
       else wanted.push(page);
     }
     if (wanted.length > 0) this.#ask(wanted, false);
   }
 
-  /** QEMU does not have it, and nobody misses it. */
+  /** QEMU does not have it, and nobody misses it, as far as is known: where a post-copy goes on, that comes first. */
   #giveZeroes(page: number): void {
-    if (!this.#given?.add(page)) return;
+    if (!this.#given || this.#given.has(page)) return;
     const giving = this.#inTurn(async () => {
-      if (this.#state === 'lacking') await this.#feed!.pages([{ page, count: 1, content: undefined }]);
+      if (this.#state !== 'lacking') return;
+      if (this.#missing.has(page)) this.#want([page]);
+      else if (this.#given!.add(page)) await this.#feed!.pages([{ page, count: 1, content: undefined }]);
     });
     giving.catch(this.#broken.reject);
   }
@@ -595,7 +603,7 @@ export class DestinationAgent {
     const manifest = this.#options.merging!.manifest!;
     const { sectionId, table } = manifest.layout;
     this.#prepare(manifest.layout);
-    await this.#resume(table, sectionId);
+    await this.#inTurn(() => this.#resume(table, sectionId));
     if (this.#state === 'done') return;
     this.#isDivided = true;
     this.#divide(manifest);

@@ -154,8 +154,10 @@ export class FakeQemu extends Duplex {
       },
       paused && table,
     );
-    // A stream that goes on has no beginning.
-    if (paused) this.#parser.push(opening);
+    if (!paused) return;
+    // A stream that goes on has no beginning, and its guest has been waiting.
+    this.#parser.push(opening);
+    this.#touch();
   }
 
   #touch(): void {
