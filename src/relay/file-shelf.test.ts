@@ -67,6 +67,28 @@ test('room is taken when a slab comes, given back when it cannot be kept, and no
   assert.equal(store.usedBytes, 0);
 });
 
+test('what is taken out of a file, or came twice, counts as long as the file is there', async (context) => {
+  const { directory, store, files } = open(context, 10_000);
+  store.attach('a', 1000);
+  const twice = [1, 1].map((slab) => store.put('a', slab, Buffer.alloc(2000)));
+  assert.deepEqual(await Promise.all(twice), [true, true]);
+  let taken = 0;
+  while (await store.put('a', 2, Buffer.alloc(2000))) {
+    store.remove('a', 2);
+    taken += 1;
+    assert.ok(taken < 10, 'it has no end');
+  }
+  assert.equal(taken, 2);
+  const { size } = statSync(path.join(directory, 'relay/a'));
+  assert.ok(size <= store.usedBytes && store.usedBytes <= 10_000, `${size} bytes in the file`);
+  assert.equal(store.groups().get('a')?.bytes, store.usedBytes);
+  store.remove('a', 1);
+  // Nothing is left to wait for a lease.
+  store.detach('a');
+  assert.equal(store.usedBytes, 0);
+  while (files().length > 1) await new Promise(setImmediate);
+});
+
 test('a session over files puts, expects and gets as one over memory', async (context) => {
   const { store } = open(context);
   store.attach('a', 1000);

@@ -13,6 +13,8 @@ interface GroupFile {
 }
 
 export class FileShelf implements Shelf<Promise<Buffer>> {
+  /** A file grows until it goes. */
+  readonly isAppendOnly = true;
   readonly #directory: string;
   readonly #files = new Map<string, GroupFile>();
 

@@ -12,6 +12,8 @@ export interface Shelf<Bytes> {
   keep(group: string, bytes: Uint8Array): Kept<Bytes> | Promise<Kept<Bytes>>;
   /** Nothing of the group is needed any more. */
   forget(group: string): void;
+  /** What was kept takes its room until its group is forgotten, also when nobody needs it any more. */
+  isAppendOnly?: boolean;
 }
 
 export interface Kept<Bytes> {
@@ -61,6 +63,8 @@ interface Group<Bytes> {
   expected: Map<number, Set<() => void>>;
   /** Of its slabs, whoever else has them. */
   bytes: number;
+  /** What the shelf does not give back before it forgets the group. */
+  wasteBytes: number;
   sessions: number;
   leaseMs: number;
   expiresAt: number;
@@ -125,7 +129,7 @@ export class SlabStore<Bytes = Buffer> {
     if (!group) return;
     group.sessions -= 1;
     group.expiresAt = this.#options.now() + group.leaseMs;
-    if (group.sessions === 0 && group.slabs.size === 0 && group.coming === 0) this.#groups.delete(name);
+    if (group.sessions === 0 && group.slabs.size === 0 && group.coming === 0) this.drop(name);
   }
 
   /**
@@ -156,8 +160,15 @@ export class SlabStore<Bytes = Buffer> {
     group.coming -= 1;
     this.#usedBytes -= cost;
     if (!kept || group.isDropped) return false;
-    if (!group.slabs.has(slab)) this.#hold(group, slab, { kept, groups: 0 });
+    if (group.slabs.has(slab)) this.#waste(group, cost);
+    else this.#hold(group, slab, { kept, groups: 0 });
     return true;
+  }
+
+  #waste(group: Group<Bytes>, cost: number): void {
+    if (!this.#options.shelf.isAppendOnly) return;
+    group.wasteBytes += cost;
+    this.#usedBytes += cost;
   }
 
   /**
@@ -212,7 +223,9 @@ export class SlabStore<Bytes = Buffer> {
   remove(name: string, slab: number): void {
     const group = this.#groups.get(name);
     const held = group?.slabs.get(slab);
-    if (group && held) this.#letGo(group, slab, held);
+    if (!group || !held) return;
+    this.#letGo(group, slab, held);
+    this.#waste(group, costOf(held.kept));
   }
 
   /** Never changed afterwards. */
@@ -226,6 +239,8 @@ export class SlabStore<Bytes = Buffer> {
     if (!group) return;
     group.isDropped = true;
     for (const [slab, held] of group.slabs) this.#letGo(group, slab, held);
+    this.#usedBytes -= group.wasteBytes;
+    group.wasteBytes = 0;
     this.#options.shelf.forget(name);
     if (group.sessions === 0) this.#groups.delete(name);
   }
@@ -239,9 +254,9 @@ export class SlabStore<Bytes = Buffer> {
   }
 
   groups(): Map<string, GroupFacts> {
-    const facts = ({ slabs, bytes, sessions }: Group<Bytes>): GroupFacts => ({
+    const facts = ({ slabs, bytes, wasteBytes, sessions }: Group<Bytes>): GroupFacts => ({
       slabs: slabs.size,
-      bytes,
+      bytes: bytes + wasteBytes,
       sessions,
     });
     return new Map([...this.#groups].map(([name, group]) => [name, facts(group)]));
@@ -255,6 +270,7 @@ const newGroup = <Bytes>(): Group<Bytes> => ({
   coming: 0,
   expected: new Map(),
   bytes: 0,
+  wasteBytes: 0,
   sessions: 0,
   leaseMs: 0,
   expiresAt: 0,
