@@ -8,9 +8,13 @@ import type { Duplex } from 'node:stream';
 import { type ClientFrame, encodeFrame, FrameReader, type RelayFrame, relayError } from './frames.ts';
 import type { PassOn } from './pass-on.ts';
 import type { SlabStore } from './slab-store.ts';
+import { Turns } from './turns.ts';
 
 /** A client asks for what it can take; one that asks for more is none of ours. */
 const mostWaiting = 8192;
+/** Slabs out of a file that are in memory at once, until another relay has taken them; and to be looked at. */
+const mostPassing = 64;
+const mostChecking = 4;
 
 export interface ServeOptions {
   store: ServedStore;
@@ -32,6 +36,8 @@ export type ServedStore = Pick<
 export async function serveSlabs({ store, group, session, nameOf, passOn }: ServeOptions): Promise<void> {
   const answers = new Answers(session, find);
   const expected = new Map<number, () => void>();
+  const [passing, checking] = [new Turns(mostPassing), new Turns(mostChecking)];
+  let isOver = false;
   try {
     answers.add({ name: 'free', freeBytes: store.freeBytes });
     await Promise.race([read(), answers.failed]);
@@ -40,6 +46,7 @@ export async function serveSlabs({ store, group, session, nameOf, passOn }: Serv
     session.destroy();
     throw error;
   } finally {
+    isOver = true;
     for (const withdraw of expected.values()) withdraw();
     passOn?.close();
   }
@@ -51,27 +58,33 @@ export async function serveSlabs({ store, group, session, nameOf, passOn }: Serv
   }
 
   function expect({ slab, digest }: Extract<ClientFrame, { name: 'expect' }>): void {
-    if (expected.size >= mostWaiting) throw relayError('more expectations than it may');
-    const onHeld = async () => {
-      expected.delete(slab);
+    if (expected.size + checking.waiting >= mostWaiting) throw relayError('more expectations than it may');
+    const check = async () => {
+      if (isOver) return;
       const bytes = await find(slab);
       const isRight = bytes !== undefined && hash('sha256', bytes, 'buffer').equals(digest);
       if (!isRight) store.remove(group, slab);
       answer({ name: 'here', slab, isRight, freeBytes: store.freeBytes });
     };
+    const onHeld = () => {
+      expected.delete(slab);
+      void checking.run(check);
+    };
     expected.get(slab)?.();
     expected.set(slab, () => {});
-    const withdraw = store.whenHeld(group, slab, () => void onHeld());
+    const withdraw = store.whenHeld(group, slab, onHeld);
     if (expected.has(slab)) expected.set(slab, withdraw);
   }
 
   function pass({ slab, to }: Extract<ClientFrame, { name: 'pass' }>): void {
+    if (passing.waiting >= mostWaiting) throw relayError('more to give on than it may');
     const give = async () => {
+      if (isOver) return;
       const bytes = await find(slab);
       const isTaken = bytes !== undefined && (await passOn?.pass(to, slab, bytes)) === true;
       answer({ name: 'passed', slab, to, isTaken });
     };
-    void give();
+    void passing.run(give);
   }
 
   /** What takes a while may come to its end after the session. */
