@@ -42,7 +42,10 @@ const fromClient: fc.Arbitrary<ClientFrame> = fc.oneof(
   fc.record({ name: fc.constant('share' as const), slab, group }, { noNullPrototype: true }),
 );
 const fromRelay: fc.Arbitrary<RelayFrame> = fc.oneof(
-  fc.record({ name: fc.constant('free' as const), freeBytes }, { noNullPrototype: true }),
+  fc.record(
+    { name: fc.constant('free' as const), freeBytes, canShare: fc.boolean() },
+    { requiredKeys: ['name', 'freeBytes'], noNullPrototype: true },
+  ),
   fc.record(
     { name: fc.constantFrom('held' as const, 'full' as const), slab, freeBytes },
     { noNullPrototype: true },

@@ -36,7 +36,8 @@ export type ClientFrame =
   | { name: 'share'; slab: number; group: string };
 
 export type RelayFrame =
-  | { name: 'free'; freeBytes: number }
+  /** `canShare`: it knows SHARE. Said to those who know that it may be said. */
+  | { name: 'free'; freeBytes: number; canShare?: boolean }
   | { name: 'held'; slab: number; freeBytes: number }
   | { name: 'full'; slab: number; freeBytes: number }
   /** `bytes` are valid until the next push. */
@@ -63,7 +64,7 @@ const bodyBytes: Record<number, readonly [number, number]> = {
   [frame.pass]: [4 + idBytes, 4 + idBytes],
   [frame.expect]: [4 + slabDigestBytes, 4 + slabDigestBytes],
   [frame.share]: [4 + groupBytes, 4 + groupBytes],
-  [frame.free]: [8, 8],
+  [frame.free]: [8, 9],
   [frame.held]: [12, 12],
   [frame.full]: [12, 12],
   [frame.slab]: [5, 4 + maxSlabBytes],
@@ -101,7 +102,9 @@ export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
     case 'here':
       return [head(frame.here, 13, word(given.slab), flag(given.isRight), long(given.freeBytes))];
     case 'free':
-      return [head(frame.free, 8, long(given.freeBytes))];
+      return given.canShare === undefined
+        ? [head(frame.free, 8, long(given.freeBytes))]
+        : [head(frame.free, 9, long(given.freeBytes), flag(given.canShare))];
     case 'held':
     case 'full':
       return [head(frame[given.name], 12, word(given.slab), long(given.freeBytes))];
@@ -163,7 +166,7 @@ function decode(type: number, body: Buffer): ClientFrame | RelayFrame {
     case frame.absent:
       return { name: 'absent', tag: body.readUInt32BE(0) };
     case frame.free:
-      return { name: 'free', freeBytes: size(body, 0) };
+      return { name: 'free', freeBytes: size(body, 0), ...(body.length > 8 && { canShare: truth(body, 8) }) };
     default:
       return { name: type === frame.held ? 'held' : 'full', slab: slabOf(body), freeBytes: size(body, 4) };
   }

@@ -16,6 +16,8 @@ export class RelayClient {
   readonly #expected = new Map<number, Waiting>();
   readonly #passing = new Map<string, Waiting>();
   readonly #gone = Promise.withResolvers<AppError>();
+  readonly #greeted = Promise.withResolvers<void>();
+  #canShare: boolean | undefined;
   #error: AppError | undefined;
   #nextTag = 1;
   #freeBytes = 0;
@@ -48,6 +50,11 @@ export class RelayClient {
   /** What the relay said last that it would take. */
   get freeBytes(): number {
     return this.#freeBytes;
+  }
+
+  /** Whether it knows SHARE; `undefined` before its first word. */
+  get canShare(): boolean | undefined {
+    return this.#canShare;
   }
 
   /** Bytes of slabs that have no answer yet. */
@@ -96,6 +103,9 @@ export class RelayClient {
 
   /** What another group has there under this number is this one's, too: whether it is. */
   async share(slab: number, group: string): Promise<boolean> {
+    await this.#greeted.promise;
+    // An older one would end the session for it.
+    if (this.#canShare === false) return false;
     return (await this.#ask(this.#puts, slab, { name: 'share', slab, group })) === 'held';
   }
 
@@ -165,6 +175,7 @@ export class RelayClient {
         reader.push(bytes);
         for (let next = reader.next(); next; next = reader.next()) {
           if ('freeBytes' in next) this.#freeBytes = next.freeBytes;
+          if (next.name === 'free') this.#greet(next.canShare);
           if (next.name === 'held' || next.name === 'full') this.#answer(this.#puts, next.slab, next.name);
           if (next.name === 'absent') this.#answer(this.#gets, next.tag, undefined);
           if (next.name === 'here') this.#answer(this.#expected, next.slab, next.isRight);
@@ -179,6 +190,11 @@ export class RelayClient {
     }
   }
 
+  #greet(canShare = false): void {
+    this.#canShare ??= canShare;
+    this.#greeted.resolve();
+  }
+
   #answer<Key>(waiting: Map<Key, Waiting>, key: Key, answer: Answered): void {
     const one = waiting.get(key);
     if (!one) throw relayError(`an answer to ${key}, which was not asked`);
@@ -189,6 +205,7 @@ export class RelayClient {
   #end(error: AppError): void {
     if (this.#error) return;
     this.#error = error;
+    this.#greeted.resolve();
     for (const waiting of [this.#puts, this.#gets, this.#expected, this.#passing]) {
       for (const one of waiting.values()) one.reject(error);
       waiting.clear();

@@ -63,6 +63,7 @@ test('a slab of one group is shared by another that shows its secret, and stays 
   const { usedBytes } = store;
   const range = { at: 0, length: bytes.length };
   assert.equal(await other.get(1, range), undefined, 'not before it is shared');
+  assert.equal(other.canShare, true);
   assert.equal(await other.share(1, 'cc'.repeat(32)), false, 'a group that nobody knows');
   assert.equal(await other.share(2, first), false, 'a slab that it does not have');
   assert.equal(await other.share(1, first), true);
@@ -71,6 +72,15 @@ test('a slab of one group is shared by another that shows its secret, and stays 
   assert.equal(await one.get(1, range), undefined);
   assert.ok((await other.get(1, range))?.equals(bytes));
   assert.equal(await one.share(1, second), false, 'a group that was dropped takes nothing any more');
+});
+
+test('a relay that does not say that it knows of sharing is not asked', async () => {
+  const { client, store } = start();
+  store.attach('other', 1000);
+  await store.put('other', 1, randomBytes(1000));
+  assert.equal(await client.share(1, 'aa'.repeat(32)), false);
+  assert.equal(client.canShare, false);
+  assert.equal(await client.put(1, randomBytes(1000)), true, 'the session goes on');
 });
 
 test('a relay that is full says so, and goes on with what it has', async () => {

@@ -21,7 +21,10 @@ export interface ServeOptions {
   /** The name of the group in the store, to which the session is attached already. */
   group: string;
   session: Duplex;
-  /** The name in the store of the group with this secret. Missing where no group takes slabs of another. */
+  /**
+   * The name in the store of the group with this secret. Missing where no group takes slabs of another, and for a client
+   * that does not ask whether it may.
+   */
   nameOf?: ((secret: string) => string) | undefined;
   /** Missing where nothing is given on to other relays. It is closed with the session. */
   passOn?: PassOn | undefined;
@@ -39,7 +42,7 @@ export async function serveSlabs({ store, group, session, nameOf, passOn }: Serv
   const [passing, checking] = [new Turns(mostPassing), new Turns(mostChecking)];
   let isOver = false;
   try {
-    answers.add({ name: 'free', freeBytes: store.freeBytes });
+    answers.add({ name: 'free', freeBytes: store.freeBytes, ...(nameOf && { canShare: true }) });
     await Promise.race([read(), answers.failed]);
     session.end();
   } catch (error) {

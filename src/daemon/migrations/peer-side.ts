@@ -148,7 +148,7 @@ export class PeerSide {
 
   /** A session with a relay, for whoever knows the secret of a migration's slabs. */
   openRelay(relayId: Uuid, migrationId: Uuid, group: string, holds: RelayHolds): Promise<Session> {
-    const hello = { migrationId, group, leaseS: relayLeaseS[holds], holds };
+    const hello = { migrationId, group, leaseS: relayLeaseS[holds], holds, shares: 1 };
     return this.open(relayId, 'relay', hello, undefined, relayOpenTimeoutMs);
   }
 

@@ -72,6 +72,19 @@ test('memory is lent when an operator says so, also after a restart, until he sa
   assert.deepEqual(kinds(), ['relay.on', 'relay.lends', 'relay.off', 'relay.forgot']);
 });
 
+test('who says that it shares hears that it may, and an older client what it has always heard', async (context) => {
+  const service = open(context, { memoryBytes: MiB }).make();
+  for (const [shares, expected] of [
+    [1, true],
+    [undefined, false],
+  ] as const) {
+    const { client, near } = connect(service, { ...hello, ...(shares && { shares }) });
+    await client.get(1, { at: 0, length: 1 });
+    assert.equal(client.canShare, expected);
+    near.end();
+  }
+});
+
 test('a cloudlet that is drained lends nothing', (context) => {
   const service = open(context, { memoryBytes: MiB, isDraining: () => true }).make();
   assert.equal(service.status.freeBytes, 0);

@@ -132,7 +132,7 @@ export class RelayService {
 
   /** A session of the source or of the destination of a migration. */
   accept({ hello, cloudletId }: SessionRequest): AcceptedSession {
-    const { migrationId, group: secret, leaseS, holds = 'memory' } = hello;
+    const { migrationId, group: secret, leaseS, holds = 'memory', shares } = hello;
     const isSound =
       typeof migrationId === 'string' &&
       isUuid(migrationId) &&
@@ -166,8 +166,8 @@ export class RelayService {
           });
         // The secret is known as long as the session is there, for only with it others take what is given on.
         const passOn = new PassOn((relay) => this.#options.openRelay(relay, migrationId, secret, holds));
-        // A file has the slabs of one group.
-        const nameOf = holds === 'memory' ? groupOf : undefined;
+        // A file has the slabs of one group. A client that does not say that it shares may be older than that.
+        const nameOf = holds === 'memory' && shares === 1 ? groupOf : undefined;
         serveSlabs({ store: this.#served[holds], group, session, nameOf, passOn })
           // Whoever is at the other end knows what it means.
           .catch(() => {})

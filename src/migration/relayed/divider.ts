@@ -227,7 +227,8 @@ export class Divider {
 
   /** Whether it is a slab of another VM: then relays are asked to hold it for this one as well. */
   #borrow(slab: number): boolean {
-    const placed = this.#borrowed.has(slab) ? undefined : this.#pool.ofOthers(slab, this.#group);
+    if (this.#borrowed.has(slab) || !this.#canBorrow) return false;
+    const placed = this.#pool.ofOthers(slab, this.#group);
     if (!placed) return false;
     this.#borrowed.add(slab);
     this.#sharers.set(slab, []);
@@ -244,13 +245,18 @@ export class Divider {
     return true;
   }
 
+  /** Older relays know nothing of slabs that are shared. */
+  get #canBorrow(): boolean {
+    return this.#ends.filter(mayShare).length >= this.#options.replicas;
+  }
+
   /** Whether as many relays as wanted hold it for this VM now. */
   async #takeShare(slab: number, placing: Promise<PooledSlab | undefined>): Promise<boolean> {
     const { replicas, patienceMs = defaultPatienceMs } = this.#options;
     const pooled = await within(patienceMs, placing);
     if (!pooled || this.#isEnded) return false;
     const asked = [...this.#ends.entries()].filter(
-      ([, { id, client }]) => client?.isAlive && pooled.relays.includes(id),
+      ([, end]) => mayShare(end) && pooled.relays.includes(end.id),
     );
     if (asked.length < replicas) return false;
     const holders = new Set<number>();
@@ -534,6 +540,9 @@ export class Divider {
     return within(ms, this.#change.promise);
   }
 }
+
+/** As far as is known. */
+const mayShare = ({ client }: End): boolean => client?.isAlive === true && client.canShare !== false;
 
 /** What it resolves with, or nothing after so long. */
 async function within<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {

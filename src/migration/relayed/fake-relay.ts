@@ -4,8 +4,11 @@ import { Duplex, duplexPair } from 'node:stream';
 import { AppError } from '../../model/errors.ts';
 import { newId, type Uuid } from '../../model/ids.ts';
 import { MiB } from '../../model/units.ts';
+import { encodeFrame, frame } from '../../relay/frames.ts';
 import { memoryShelf, PassOn, SlabStore, serveSlabs } from '../../relay/index.ts';
 import type { RelayEnd } from './divider.ts';
+
+const shareBytes = encodeFrame({ name: 'share', slab: 1, group: '00'.repeat(32) })[0]!.length;
 
 export interface RelayOptions {
   quotaBytes?: number;
@@ -15,6 +18,8 @@ export interface RelayOptions {
   lies?: boolean;
   /** Says nothing to the destination. */
   isSilent?: boolean;
+  /** Of a version that knows no SHARE, and takes it for a breach of the protocol. */
+  isOld?: boolean;
   /** What it does with slabs that it is to give on. */
   passes?: 'them' | 'nothing' | 'late' | 'noise';
 }
@@ -25,6 +30,7 @@ export class FakeRelay {
   readonly isSilent: boolean;
   /** All of them, it included. */
   others: readonly FakeRelay[] = [];
+  readonly #isOld: boolean;
   readonly #passes: RelayOptions['passes'];
   readonly #sessions = new Set<Duplex>();
   isDead = false;
@@ -34,9 +40,11 @@ export class FakeRelay {
     diesAfter,
     lies = false,
     isSilent = false,
+    isOld = false,
     passes = 'them',
   }: RelayOptions = {}) {
     this.isSilent = isSilent;
+    this.#isOld = isOld;
     this.#passes = passes;
     const store = new SlabStore({
       shelf: memoryShelf,
@@ -67,7 +75,9 @@ export class FakeRelay {
     this.#sessions.add(near);
     this.store.attach(group, 1000);
     const passOn = this.#passOn(group);
-    serveSlabs({ store: this.store, group, session: far, nameOf: (each) => each, passOn }).catch(() => {});
+    const nameOf = this.#isOld ? undefined : (each: string) => each;
+    serveSlabs({ store: this.store, group, session: far, nameOf, passOn }).catch(() => {});
+    if (this.#isOld) refuseShares(near);
     return near;
   }
 
@@ -95,6 +105,16 @@ export class FakeRelay {
   get slabs(): number {
     return [...this.store.groups().values()].reduce((sum, { slabs }) => sum + slabs, 0);
   }
+}
+
+/** It ends at the first frame that asks to share. */
+function refuseShares(near: Duplex): void {
+  const write = near.write.bind(near) as (...args: unknown[]) => boolean;
+  near.write = ((bytes: Buffer, ...more: unknown[]) => {
+    if (bytes[0] === frame.share && bytes.length === shareBytes)
+      near.destroy(new AppError('peer_unreachable', 'A frame of type 6'));
+    return write(bytes, ...more);
+  }) as typeof near.write;
 }
 
 /** So many as there are options; each can give slabs on to the others. */

@@ -178,6 +178,29 @@ test('a relay that is lost, or holds nothing of the other, is no replica', async
   assert.equal(other.divider.size, 0);
 });
 
+test('a relay that knows nothing of sharing is not asked for it, and keeps what it has', async (context) => {
+  for (const wanted of [
+    [{ isOld: true }, { isOld: true }],
+    [{ isOld: true }, {}, {}],
+  ]) {
+    const relays = fakeRelays(wanted);
+    const pool = new Pool(newId());
+    const [one, other] = [await member(context, relays, pool), await member(context, relays, pool)];
+    for (const page of [1, 2, 3, 4]) {
+      one.add(page, page);
+      await one.settled();
+    }
+    for (const page of [11, 12, 13, 14]) {
+      other.add(page, page - 10);
+      await other.settled();
+    }
+    for (const page of other.returned.splice(0)) assert.equal(other.add(page, page - 10), false);
+    await other.settled();
+    for (const page of [11, 12, 13, 14]) assert.ok(other.manifest.covers(page));
+    assert.deepEqual([one.returned, one.divider.size, other.returned], [[], 4, []]);
+  }
+});
+
 test('no number is given twice in a pool, and one that is empty is not used again', () => {
   const pools = new Pools();
   const [here, there] = [newId(), newId()];
