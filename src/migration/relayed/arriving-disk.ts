@@ -139,8 +139,11 @@ export class ArrivingDisk implements Backend, AsyncDisposable {
   }
 
   async read(offset: number, lengthBytes: number): Promise<Buffer> {
-    await this.#here(offset, lengthBytes);
-    const bytes = await this.#withBelow(({ client }) => client.read(offset, lengthBytes));
+    const bytes = await this.#withBelow(async ({ client }) => {
+      // Each time anew: with whoever had it open what was here may be lost.
+      await this.#here(offset, lengthBytes);
+      return client.read(offset, lengthBytes);
+    });
     if (bytes) return bytes;
     const into = Buffer.alloc(lengthBytes);
     await this.#whole!.read(offset, into);

@@ -227,6 +227,25 @@ test('whoever writes it here may be lost, and its disk full: then it is fetched 
   sameAs(await readAll(arriving), world.disk);
 });
 
+test('what a guest reads is fetched again, too, when whoever had it open is lost before it answers', async (context) => {
+  const world = await open(context);
+  const at = Buffer.from(world.image);
+  await world.write(0, randomBytes(64 * KiB));
+  await world.divider.end();
+  let opened = 0;
+  const arriving = world.arrive(world.kept(), {
+    openBelow: async () => {
+      opened += 1;
+      // What the first one has written, it has written nowhere.
+      const client = clientOf(opened === 1 ? Buffer.from(at) : at);
+      const lost = () => Promise.reject(new AppError('peer_unreachable', 'The server is gone'));
+      return { client: { ...client, ...(opened === 1 && { read: lost }) }, close: async () => {} };
+    },
+  });
+  sameAs(await arriving.read(0, 64 * KiB), world.disk.subarray(0, 64 * KiB));
+  assert.equal(opened, 2);
+});
+
 test('where relays have no room for it the mirror fails, and says why', {
   timeout: 60_000,
 }, async (context) => {
