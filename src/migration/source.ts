@@ -396,7 +396,7 @@ export class SourceMigration {
         this.#step('pre-switchover');
         this.#tracker.enter('switchover');
         if (isCopied) await finishMirror(qmp, signal);
-        await this.#diskDivider?.end();
+        await this.#diskDivider?.end(signal);
         this.#isMirrored = true;
         if (this.#diskMark) await markDisk(qmp, this.#diskMark);
       },

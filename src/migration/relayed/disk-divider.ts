@@ -121,10 +121,21 @@ export class DiskDivider implements Backend {
     }
   }
 
-  /** The mirror has ended and the VM stands still: resolves when the destination has written down where its disk is. */
-  async end(): Promise<void> {
-    await this.flush();
-    await this.#tellEnd();
+  /**
+   * The mirror has ended and the VM stands still: resolves when the destination has written down where its disk is.
+   * Aborted, it rejects at once with `cancelled`; what is under way meets `close`.
+   */
+  async end(signal?: AbortSignal): Promise<void> {
+    const cancelled = Promise.withResolvers<never>();
+    const onAbort = () => cancelled.reject(new AppError('cancelled', 'The disk is not waited for any more'));
+    signal?.addEventListener('abort', onAbort);
+    if (signal?.aborted) onAbort();
+    const ending = this.flush().then(() => this.#tellEnd());
+    try {
+      await Promise.race([ending, cancelled.promise]);
+    } finally {
+      signal?.removeEventListener('abort', onAbort);
+    }
   }
 
   close({ drop }: { drop: boolean }): void {

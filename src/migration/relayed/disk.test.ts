@@ -269,6 +269,20 @@ test('a relay that hangs holds nobody up for ever where there is no other', {
   assert.match(world.divider.failure!.message, /have taken nothing of the disk/);
 });
 
+test('a migration that is cancelled does not wait for relays at its switchover', {
+  timeout: 20_000,
+}, async (context) => {
+  const world = await open(context, [{}, {}]);
+  await world.write(0, randomBytes(4 * KiB));
+  world.relays[1]!.store.put = () => new Promise(() => {});
+  const cancel = new AbortController();
+  const ending = world.divider.end(cancel.signal);
+  cancel.abort();
+  await assert.rejects(ending, { code: 'cancelled' });
+  await assert.rejects(world.divider.end(cancel.signal), { code: 'cancelled' });
+  assert.equal(world.divider.isSafe, false);
+});
+
 test('of a block in several slabs the last one holds, whenever it was told', () => {
   const division: Division = {
     migrationId: newId(),
