@@ -7,6 +7,7 @@
  *   waiting   --loaded, commit, restarted, claim--> owning   both the VM's state and the commit are here
  *   waiting   --failed, vm-ended, abort, expired, restarted--> rejecting
  *   owning    --resumed, vm-ended, restarted--> arrived      the VM runs here
+ *   owning    --divided--> arrived                           it has ended, and its disk is still with relays
  *   owning    --resume-refused, abort--> rejecting
  *   arrived   --abort--> rejecting                           a higher epoch was claimed at the source
  *   arrived   --done--> settled
@@ -64,8 +65,8 @@ export type DestinationEvent =
   | { name: 'loaded'; complete: boolean }
   | { name: 'failed'; message: string }
   | { name: 'resumed'; complete: boolean; divided?: boolean }
-  /** What is missing is held by relays, and where is written down. */
-  | { name: 'divided' }
+  /** What is missing is held by relays, and where is written down. `hasEnded`: the VM has, and lacks only disk. */
+  | { name: 'divided'; hasEnded?: boolean }
   /** QEMU said no, and the vCPUs have not run. */
   | { name: 'resume-refused'; message: string }
   | { name: 'completed' }
@@ -223,6 +224,9 @@ function whileOwning(state: In<'owning'>, event: DestinationEvent): Answer {
     case 'vm-ended':
       // It may have run before it ended, so it is ours, as a crashed VM.
       return arrive(epoch, whole);
+    case 'divided':
+      // One that is about to run may still be refused by QEMU.
+      return event.hasEnded ? divide(epoch) : next(state);
     case 'restarted':
       if (event.found === 'running') return arrive(epoch, event);
       if (event.found === 'gone') return arrive(epoch, whole);

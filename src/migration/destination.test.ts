@@ -1,14 +1,20 @@
 /** The destination's driver where it needs no QEMU: what a repeated message meets. */
 import assert from 'node:assert/strict';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { PassThrough } from 'node:stream';
 import { type TestContext, test } from 'node:test';
+import { AppError } from '../model/errors.ts';
 import { newId } from '../model/ids.ts';
 import type { VmToMove } from '../model/migration.ts';
 import { newKey } from '../relay/index.ts';
 import { BlockTable } from '../stream/index.ts';
+import { belowFile } from '../vm/arriving-disk.ts';
 import type { Machine } from '../vm/machine.ts';
 import { DestinationMigration } from './destination.ts';
 import type { Problem, Ticket, ToSource } from './protocol.ts';
+import { newDiskManifest } from './relayed/disk-manifest.ts';
 import { Manifest } from './relayed/manifest.ts';
 
 const vm = { id: 'one', epoch: 1 } as VmToMove;
@@ -18,6 +24,14 @@ const options = {
   limits: { downtimeMs: 300, autoConverge: false },
   channels: 0,
 } as const;
+const division = {
+  migrationId: newId(),
+  key: newKey(),
+  group: 'ab'.repeat(32),
+  relays: [newId()],
+  replicas: 1,
+  partPages: 8,
+};
 const taken: Problem = {
   field: 'name',
   value: 'one',
@@ -146,14 +160,6 @@ test('a ticket that nobody came with in time is good for nothing, and what waite
 
 /** As a daemon finds it whose host was started anew while the VM merged; `isThere`: its QEMU lives, and has all of it. */
 function merging(context: TestContext, { isThere = false, claimedBy = 0, answers = true } = {}) {
-  const division = {
-    migrationId: newId(),
-    key: newKey(),
-    group: 'ab'.repeat(32),
-    relays: [newId()],
-    replicas: 1,
-    partPages: 8,
-  };
   const table = new BlockTable([{ name: 'pc.ram', sizeBytes: 4096 }]);
   const manifest = new Manifest(division, { sectionId: 2, table });
   const seen = {
@@ -246,4 +252,54 @@ test('a VM that ended while the daemon was away may go on elsewhere, until an op
   await migration.claim('start it from its disk');
   await migration.waitFor(({ name }) => name === 'settled');
   assert.equal(seen.released, 1);
+});
+
+test('a VM that ends before anybody knows that it ran lets its source go, however long its disk takes', {
+  timeout: 20_000,
+}, async (context) => {
+  const directory = await mkdtemp(path.join(tmpdir(), 'viper-ends-'));
+  context.after(() => rm(directory, { recursive: true, force: true }));
+  await writeFile(belowFile(directory), '');
+  const relay = newId();
+  const diskManifest = newDiskManifest({ ...division, relays: [relay] }, 4096);
+  diskManifest.add({ slab: 1, parts: [50], holders: [0], runs: [[0, 1]] });
+  const released = Promise.withResolvers<ToSource>();
+  const migration = new DestinationMigration({
+    vm: { ...vm, spec: { disk: { sizeBytes: 4096 } } } as VmToMove,
+    options: {
+      ...options,
+      engine: 'relayed',
+      mode: 'postcopy',
+      relayed: { relays: [], replicas: 1, diskRelays: [{ id: relay, name: 'north' }] },
+    },
+    state: { name: 'owning', epoch: 2 },
+    surroundings: {
+      journal: { append: () => {} },
+      send: async (message) => void (message.name === 'running' && released.resolve(message)),
+      check: async () => [],
+      make: () => assert.fail('it is made already'),
+      discard: async () => {},
+      onFailure: (error) => assert.fail(error),
+      merging: {
+        openRelay: () => Promise.reject(new AppError('peer_unreachable', 'The relay is away')),
+        readManifest: async () => undefined,
+        writeManifest: async () => {},
+        removeManifest: async () => {},
+        tellOperator: () => {},
+        disk: {
+          directory,
+          file: path.join(directory, 'disk.qcow2'),
+          image: { file: '/nowhere', format: 'raw' },
+          readManifest: async () => diskManifest.toBytes(),
+          writeManifest: async () => {},
+          removeManifest: async () => {},
+        },
+      },
+    },
+  });
+  context.after(() => migration.stop());
+  migration.restart().catch(() => {});
+  assert.deepEqual(await released.promise, { name: 'running', epoch: 2, complete: false, divided: true });
+  await migration.receive({ name: 'done' });
+  assert.equal(migration.state.name, 'merging');
 });

@@ -464,7 +464,10 @@ export class DestinationMigration {
     if (arrival && isEnd && destinationOwns(this.state) && (await arrival.isPending())) {
       if (event.name === 'restarted' && event.complete)
         await this.#engine.dispatch({ ...event, complete: false, divided: true });
-      else await this.#engine.dispatch({ name: 'divided' });
+      else {
+        const hasEnded = event.name === 'restarted' || event.name === 'vm-ended';
+        await this.#engine.dispatch({ name: 'divided', hasEnded });
+      }
       await arrival.settle(this.#machine);
       // A VM that has ended meanwhile is whole, too.
       if (event.name === 'restarted' && event.complete) return this.#engine.dispatch({ name: 'completed' });

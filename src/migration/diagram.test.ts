@@ -87,6 +87,7 @@ const destinationEvents: DestinationEvent[] = [
       'retry',
     ] as const
   ).map((name) => ({ name })),
+  { name: 'divided', hasEnded: true },
   { name: 'prepare', epoch: 1 },
   { name: 'commit', epoch: 2 },
   { name: 'abort', epoch: 3 },

@@ -200,12 +200,17 @@ function addDestinationSteps(world: World, rules: Rules, add: Add): void {
     if (rules.claims) tell({ name: 'claim', reason: '' }, false);
   }
   if (state.name === 'owning' && isGone) tell({ name: 'vm-ended' }, true);
+  // Its disk is still to come.
+  if (state.name === 'owning' && isGone && rules.mode === 'relayed')
+    tell({ name: 'divided', hasEnded: true }, true);
   if (state.name === 'arrived' && !state.complete) {
     if (isGone) tell({ name: 'vm-ended' }, true);
     else if (!world.pagesMissing) tell({ name: 'completed' }, true);
   }
-  if (state.name === 'arrived' && !state.complete && !state.divided && world.isDivided)
-    tell({ name: 'divided' }, true);
+  // Also before it is known that the VM runs.
+  const mayDivide =
+    state.name === 'owning' || (state.name === 'arrived' && !state.complete && !state.divided);
+  if (mayDivide && world.isDivided) tell({ name: 'divided' }, true);
   if (state.name === 'merging' && (isGone || !world.pagesMissing))
     tell({ name: isGone ? 'vm-ended' : 'completed' }, true);
   const mayBeClaimed = isClaimable(state);
