@@ -40,14 +40,17 @@ export interface DiskArrivalOptions {
   /** A session of a group of slabs with a relay. */
   openRelay: (id: Uuid, group: string) => Promise<Duplex>;
   tellOperator: (message: string) => void;
+  /** After something failed; 5 s if missing. */
+  retryMs?: number;
 }
 
-const retryMs = 5000;
+const defaultRetryMs = 5000;
 /** QEMU brings one, and one more when it has lost that. */
 const mostConnections = 4;
 
 export class DiskArrival {
   readonly #options: DiskArrivalOptions;
+  readonly #retryMs: number;
   readonly #abort = new AbortController();
   #disk: ArrivingDisk | undefined;
   #server: NbdServer | undefined;
@@ -57,6 +60,7 @@ export class DiskArrival {
 
   constructor(options: DiskArrivalOptions) {
     this.#options = options;
+    this.#retryMs = options.retryMs ?? defaultRetryMs;
   }
 
   get merge(): ArrivingDisk['merge'] {
@@ -91,12 +95,18 @@ export class DiskArrival {
    * take what the image holds for that.
    */
   reopen(): Promise<boolean> {
-    this.#reopening ??= this.#reopen();
+    this.#reopening ??= this.#reopen().catch((error) => {
+      this.#reopening = undefined;
+      throw error;
+    });
     return this.#reopening;
   }
 
   async #reopen(): Promise<boolean> {
-    if (!(await this.isPending())) return true;
+    if (!(await this.isPending())) {
+      await this.#removeLeftManifest();
+      return true;
+    }
     const bytes = await this.#options.readManifest();
     if (!bytes) return false;
     let manifest: DiskManifest;
@@ -116,6 +126,14 @@ export class DiskArrival {
     return true;
   }
 
+  /** The disk has become one like any other, and its daemon ended before it could put this away. */
+  async #removeLeftManifest(): Promise<void> {
+    await this.#options.removeManifest().catch((error) => {
+      const { message } = asAppError(error);
+      this.#options.tellOperator(`The key of the VM's disk, which is not needed any more, stays: ${message}`);
+    });
+  }
+
   /** What the source says of where its blocks are. Whatever breaks it, the link is destroyed. */
   take(link: Duplex): Promise<void> {
     const { sizeBytes, writeManifest } = this.#options;
@@ -128,46 +146,60 @@ export class DiskArrival {
   }
 
   /**
-   * Fetches what is missing, and makes it a disk like any other; resolves when it is. `machine`: the QEMU that has it open,
-   * or had.
+   * Fetches what is missing, and makes it a disk like any other; resolves when it is, and tries until then. `machine`: the
+   * QEMU that has it open, or had.
    */
   settle(machine: Machine | null): Promise<void> {
-    this.#settling ??= this.#settle(machine);
+    this.#settling ??= this.#settle(machine).catch((error) => {
+      this.#settling = undefined;
+      throw error;
+    });
     return this.#settling;
   }
 
   async #settle(machine: Machine | null): Promise<void> {
     const { signal } = this.#abort;
-    const { directory, writeManifest, removeManifest, tellOperator } = this.#options;
-    let hasEnded = machine === null;
+    let running = machine;
     machine?.exited.then(() => {
-      hasEnded = true;
+      running = null;
     });
-    if (!(await this.isPending())) return this.#finish();
-    if (!(await this.#isKnown()))
-      throw new AppError('image_corrupt', `The disk in ${directory} is not whole`);
-    if (!this.#isWhole) {
-      await this.#disk!.fetchAll();
-      await writeManifest(this.#disk!.withoutSlabs());
-      this.#isWhole = true;
-    }
-    for (let told = false; ; ) {
+    for (let told = ''; ; ) {
       signal.throwIfAborted();
+      const tried = running;
       try {
-        if (hasEnded) await settleRestingDisk(this.#options.file, signal);
-        else await this.#settleRunning(machine!);
-        break;
+        return await this.#settleOnce(tried);
       } catch (error) {
         signal.throwIfAborted();
+        const { message } = asAppError(error);
         // Its QEMU may just have ended.
-        if (!told && machine?.qmp.state === 'ready')
-          tellOperator(`The disk of the VM is here, and not in one piece yet: ${asAppError(error).message}`);
-        told = true;
-        await (hasEnded ? delay(retryMs, signal) : Promise.race([delay(retryMs, signal), machine!.exited]));
+        const isEnding = tried !== null && tried.qmp.state !== 'ready';
+        if (!isEnding && message !== told) {
+          this.#options.tellOperator(`The disk of the VM is not in one piece yet: ${message}`);
+          told = message;
+        }
+        await Promise.race([delay(this.#retryMs, signal), ...(tried ? [tried.exited] : [])]);
       }
     }
+  }
+
+  /** May be repeated, wherever it failed. */
+  async #settleOnce(running: Machine | null): Promise<void> {
+    const { directory, file, writeManifest, removeManifest } = this.#options;
+    const { signal } = this.#abort;
+    if (await this.isPending()) {
+      if (!(await this.#isKnown()))
+        throw new AppError('image_corrupt', `Nobody knows what is missing of the disk in ${directory}`);
+      if (!this.#isWhole) {
+        await this.#disk!.fetchAll();
+        await writeManifest(this.#disk!.withoutSlabs());
+        this.#isWhole = true;
+      }
+      if (running) await this.#settleRunning(running);
+      else await settleRestingDisk(file, signal);
+    }
+    // First of all: it has the key.
     await removeManifest();
-    return this.#finish();
+    await this.#finish();
   }
 
   async #settleRunning({ qmp }: Machine): Promise<void> {

@@ -44,10 +44,14 @@ export async function makeArrivingDisk(options: CreateDiskOptions): Promise<void
   });
 }
 
+/** Throws where that cannot be seen, for a disk that is not arriving is not asked for any more. */
 export async function isArriving(directory: string): Promise<boolean> {
   return access(belowFile(directory)).then(
     () => true,
-    () => false,
+    (error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') return false;
+      throw error;
+    },
   );
 }
 

@@ -9,9 +9,13 @@ import { once } from 'node:events';
 import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { duplexPair } from 'node:stream';
 import { type TestContext, test } from 'node:test';
+import { encodeNumbers } from '../../src/migration/condensed/disk-frames.ts';
+import { frame } from '../../src/migration/condensed/frames.ts';
 import { DiskArrival } from '../../src/migration/disk-arrival.ts';
 import { newDiskManifest } from '../../src/migration/relayed/disk-manifest.ts';
+import { encodeDivision } from '../../src/migration/relayed/division.ts';
 import { AppError } from '../../src/model/errors.ts';
 import { newId } from '../../src/model/ids.ts';
 import { KiB, MiB } from '../../src/model/units.ts';
@@ -34,6 +38,15 @@ import { readQcow2Header } from '../../src/vm/image-check.ts';
 const sizeBytes = 8 * MiB;
 const imageBytes = 3 * MiB;
 const { signal } = new AbortController();
+
+const division = {
+  migrationId: newId(),
+  key: randomBytes(32),
+  group: randomBytes(32).toString('hex'),
+  relays: [newId()],
+  replicas: 1,
+  partPages: 8,
+};
 
 interface World {
   directory: string;
@@ -166,14 +179,6 @@ test('a daemon that stops leaves those who read to the next one, without an erro
   const image = randomBytes(imageBytes);
   await writeFile(imageFile, image);
   await makeArrivingDisk({ file, imageFile, imageFormat: 'raw', sizeBytes, signal });
-  const division = {
-    migrationId: newId(),
-    key: randomBytes(32),
-    group: randomBytes(32).toString('hex'),
-    relays: [newId()],
-    replicas: 1,
-    partPages: 8,
-  };
   const manifest = newDiskManifest(division, sizeBytes);
   manifest.add({ slab: 1, parts: [50], holders: [0], runs: [[256, 2]] });
   const start = async (kept: Buffer | undefined) => {
@@ -201,6 +206,61 @@ test('a daemon that stops leaves those who read to the next one, without an erro
   const reading = assert.rejects(reader.read(MiB, 5000), { code: 'peer_unreachable' });
   await arrival.end({ drop: false });
   await reading;
+});
+
+test('what fails on the way is told and tried again, and a key that nobody needs does not stay', async (context) => {
+  const directory = await mkdtemp(path.join(tmpdir(), 'viper-arrive-'));
+  context.after(() => rm(directory, { recursive: true, force: true }));
+  const [file, imageFile] = [path.join(directory, 'disk.qcow2'), path.join(directory, 'image.raw')];
+  await writeFile(imageFile, randomBytes(imageBytes));
+  await makeArrivingDisk({ file, imageFile, imageFormat: 'raw', sizeBytes, signal });
+  const manifest = newDiskManifest(division, sizeBytes);
+  let kept: Buffer | undefined;
+  const told: string[] = [];
+  const failures = new Set<string>();
+  const failOnce = (what: string): void => {
+    if (failures.delete(what)) throw new Error(`The manifest cannot be ${what}`);
+  };
+  const start = () =>
+    new DiskArrival({
+      directory,
+      file,
+      sizeBytes,
+      image: { file: imageFile, format: 'raw' },
+      readManifest: async () => kept,
+      writeManifest: async (bytes) => {
+        failOnce('written');
+        kept = bytes;
+      },
+      removeManifest: async () => {
+        failOnce('removed');
+        kept = undefined;
+      },
+      openRelay: async () => {
+        // They may have forgotten it by the time that it is read again.
+        if (!(await isArriving(directory))) assert.equal(kept, undefined);
+        throw new AppError('peer_unreachable', 'The relay is away');
+      },
+      tellOperator: (message) => void told.push(message),
+      retryMs: 1,
+    });
+  const arrival = start();
+  await arrival.listen();
+  const [near, far] = duplexPair();
+  near.write(encodeDivision(division));
+  near.end(encodeNumbers(frame.diskFlush, [1]));
+  near.resume();
+  await arrival.take(far);
+  assert.ok(kept);
+  failures.add('written').add('removed');
+  await arrival.settle(null);
+  assert.equal(kept, undefined);
+  assert.match(told.join('\n'), /cannot be written\n.*cannot be removed/);
+  assert.deepEqual((await readQcow2Header(file)).backing, { file: './image.raw', format: 'raw' });
+  // As a daemon leaves it that ended between the two.
+  kept = manifest.toBytes();
+  assert.equal(await start().reopen(), true);
+  assert.equal(kept, undefined);
 });
 
 test('one daemon after the other may break off on the way', async (context) => {

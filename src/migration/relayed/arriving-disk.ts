@@ -105,19 +105,35 @@ export class ArrivingDisk implements Backend, AsyncDisposable {
       await this.#turn;
       signal.throwIfAborted();
       if (this.#missing.size > 0) continue;
-      await this.#withBelow(({ client }) => client.flush());
+      await this.#withBelow((below) => this.#flush(below));
       if (this.#missing.size === 0) await this.becomeWhole();
+    }
+  }
+
+  async #flush({ client }: Below): Promise<void> {
+    try {
+      await client.flush();
+    } catch (error) {
+      // What a failed flush has not written, no later one writes; only where there was no room it still may.
+      if (error instanceof NbdError && error.nbdCode !== 'ENOSPC') this.#lose();
+      throw error;
     }
   }
 
   /** It is whole: from now on it is read from the file. */
   becomeWhole(): Promise<void> {
-    this.#closing ??= this.#close();
+    this.#closing ??= this.#close().catch((error) => {
+      this.#closing = undefined;
+      throw error;
+    });
     return this.#closing;
   }
 
   async #close(): Promise<void> {
-    const below = await this.#below?.catch(() => undefined);
+    const closing = this.#below;
+    // What was flushed stays: should the file not open now, it is read from whoever opens it next.
+    this.#below = undefined;
+    const below = await closing?.catch(() => undefined);
     await below?.close();
     this.#whole = await this.#options.openWhole();
     this.#changed();
@@ -129,6 +145,7 @@ export class ArrivingDisk implements Backend, AsyncDisposable {
     this.#changed();
     await this.#merger?.end({ drop });
     await this.#turn;
+    await this.#closing?.catch(() => {});
     const below = await this.#below?.catch(() => undefined);
     await below?.close();
     await this.#whole?.[Symbol.asyncDispose]();
@@ -254,7 +271,7 @@ export class ArrivingDisk implements Backend, AsyncDisposable {
     const { signal } = this.#abort;
     for (;;) {
       signal.throwIfAborted();
-      await this.#closing;
+      await this.#closing?.catch(() => {});
       if (this.#whole) return undefined;
       this.#below ??= this.#options.openBelow(signal);
       const opening = this.#below;

@@ -246,6 +246,42 @@ test('what a guest reads is fetched again, too, when whoever had it open is lost
   assert.equal(opened, 2);
 });
 
+test('a disk that cannot be written out or opened is read all the same, and tried again', {
+  timeout: 20_000,
+}, async (context) => {
+  const world = await open(context);
+  const at = Buffer.from(world.image);
+  await world.write(0, randomBytes(64 * KiB));
+  await world.divider.end();
+  let opened = 0;
+  let failures = 2;
+  const arriving = world.arrive(world.kept(), {
+    openBelow: async () => {
+      opened += 1;
+      const client = clientOf(opened === 1 ? Buffer.from(at) : at);
+      // What a failed flush has not written is nowhere.
+      const flush = () => Promise.reject(new NbdError('EIO', 'no disk'));
+      return { client: { ...client, ...(opened === 1 && { flush }) }, close: async () => {} };
+    },
+    openWhole: async () => {
+      failures -= 1;
+      if (failures >= 0) throw new AppError('internal', 'too many open files');
+      return {
+        read: async (offset, into) => void at.copy(into, 0, offset),
+        async [Symbol.asyncDispose]() {},
+      };
+    },
+  });
+  await assert.rejects(arriving.fetchAll(), /no disk/);
+  const failing = assert.rejects(arriving.fetchAll(), /too many open files/);
+  sameAs(await arriving.read(0, 64 * KiB), world.disk.subarray(0, 64 * KiB));
+  await failing;
+  sameAs(await arriving.read(0, 64 * KiB), world.disk.subarray(0, 64 * KiB));
+  await assert.rejects(arriving.fetchAll(), /too many open files/);
+  await arriving.fetchAll();
+  sameAs(await readAll(arriving), world.disk);
+});
+
 test('where relays have no room for it the mirror fails, and says why', {
   timeout: 60_000,
 }, async (context) => {
