@@ -37,11 +37,13 @@ const fromClient: fc.Arbitrary<ClientFrame> = fc.oneof(
     { noNullPrototype: true },
   ),
   fc.constant({ name: 'drop' as const }),
+  fc.constant({ name: 'keep' as const }),
   fc.record({ name: fc.constant('pass' as const), slab, to }, { noNullPrototype: true }),
   fc.record({ name: fc.constant('expect' as const), slab, digest }, { noNullPrototype: true }),
   fc.record({ name: fc.constant('share' as const), slab, group }, { noNullPrototype: true }),
 );
 const fromRelay: fc.Arbitrary<RelayFrame> = fc.oneof(
+  fc.constant({ name: 'kept' as const }),
   fc.record(
     { name: fc.constant('free' as const), freeBytes, canShare: fc.boolean() },
     { requiredKeys: ['name', 'freeBytes'], noNullPrototype: true },

@@ -12,6 +12,7 @@ export const frame = {
   pass: 4,
   expect: 5,
   share: 6,
+  keep: 7,
   // From the relay.
   free: 64,
   held: 65,
@@ -20,6 +21,7 @@ export const frame = {
   absent: 68,
   passed: 69,
   here: 70,
+  kept: 71,
 } as const;
 
 export type ClientFrame =
@@ -33,7 +35,9 @@ export type ClientFrame =
   /** The relay is to say when it has a slab with this SHA-256, by whatever session it comes. */
   | { name: 'expect'; slab: number; digest: Buffer }
   /** What the group with this secret (32 bytes in hex) has under this number is to be this one's, too. */
-  | { name: 'share'; slab: number; group: string };
+  | { name: 'share'; slab: number; group: string }
+  /** The group is to outlive its last session by as long as any may. */
+  | { name: 'keep' };
 
 export type RelayFrame =
   /** `canShare`: it knows SHARE. Said to those who know that it may be said. */
@@ -46,7 +50,8 @@ export type RelayFrame =
   /** Whether that relay has taken it. */
   | { name: 'passed'; slab: number; to: Uuid; isTaken: boolean }
   /** Whether it is what was expected; if not, it is not held. */
-  | { name: 'here'; slab: number; isRight: boolean; freeBytes: number };
+  | { name: 'here'; slab: number; isRight: boolean; freeBytes: number }
+  | { name: 'kept' };
 
 export const maxSlabBytes = MiB + 256 * KiB;
 const headBytes = 5;
@@ -64,6 +69,7 @@ const bodyBytes: Record<number, readonly [number, number]> = {
   [frame.pass]: [4 + idBytes, 4 + idBytes],
   [frame.expect]: [4 + slabDigestBytes, 4 + slabDigestBytes],
   [frame.share]: [4 + groupBytes, 4 + groupBytes],
+  [frame.keep]: [0, 0],
   [frame.free]: [8, 9],
   [frame.held]: [12, 12],
   [frame.full]: [12, 12],
@@ -71,8 +77,17 @@ const bodyBytes: Record<number, readonly [number, number]> = {
   [frame.absent]: [4, 4],
   [frame.passed]: [5 + idBytes, 5 + idBytes],
   [frame.here]: [13, 13],
+  [frame.kept]: [0, 0],
 };
-const fromClient = new Set<number>([frame.put, frame.get, frame.drop, frame.pass, frame.expect, frame.share]);
+const fromClient = new Set<number>([
+  frame.put,
+  frame.get,
+  frame.drop,
+  frame.pass,
+  frame.expect,
+  frame.share,
+  frame.keep,
+]);
 
 /** In pieces, so that a slab is not copied. They are the link's from then on. */
 export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
@@ -86,7 +101,9 @@ export function encodeFrame(given: ClientFrame | RelayFrame): Uint8Array[] {
       return [head(frame.get, 17, word(tag), word(slab), flag(urgent), word(at), word(length))];
     }
     case 'drop':
-      return [head(frame.drop, 0)];
+    case 'keep':
+    case 'kept':
+      return [head(frame[given.name], 0)];
     case 'absent':
       return [head(frame.absent, 4, word(given.tag))];
     case 'pass':
@@ -151,6 +168,10 @@ function decode(type: number, body: Buffer): ClientFrame | RelayFrame {
       return get(body);
     case frame.drop:
       return { name: 'drop' };
+    case frame.keep:
+      return { name: 'keep' };
+    case frame.kept:
+      return { name: 'kept' };
     case frame.pass:
       return { name: 'pass', slab: slabOf(body), to: idOf(body, 4) };
     case frame.passed: {

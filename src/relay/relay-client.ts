@@ -15,6 +15,7 @@ export class RelayClient {
   readonly #gets = new Map<number, Waiting>();
   readonly #expected = new Map<number, Waiting>();
   readonly #passing = new Map<string, Waiting>();
+  readonly #keeps = new Map<string, Waiting>();
   readonly #gone = Promise.withResolvers<AppError>();
   readonly #greeted = Promise.withResolvers<void>();
   #canShare: boolean | undefined;
@@ -146,6 +147,14 @@ export class RelayClient {
     return answer as Buffer | undefined;
   }
 
+  /**
+   * The group's slabs are to be kept as long as any are, after the last session. Resolves when the relay knows; rejects when
+   * the session ends before.
+   */
+  async prolong(): Promise<void> {
+    await this.#ask(this.#keeps, 'group', { name: 'keep' });
+  }
+
   /** Everything of this migration may be forgotten. It is no loss if this does not arrive. */
   drop(): void {
     if (this.isAlive) for (const piece of encodeFrame({ name: 'drop' })) this.#session.write(piece);
@@ -178,6 +187,7 @@ export class RelayClient {
           if (next.name === 'free') this.#greet(next.canShare);
           if (next.name === 'held' || next.name === 'full') this.#answer(this.#puts, next.slab, next.name);
           if (next.name === 'absent') this.#answer(this.#gets, next.tag, undefined);
+          if (next.name === 'kept') this.#answer(this.#keeps, 'group', true);
           if (next.name === 'here') this.#answer(this.#expected, next.slab, next.isRight);
           if (next.name === 'passed') this.#answer(this.#passing, `${next.slab} ${next.to}`, next.isTaken);
           if (next.name === 'slab') this.#answer(this.#gets, next.tag, Buffer.from(next.bytes));
@@ -206,7 +216,7 @@ export class RelayClient {
     if (this.#error) return;
     this.#error = error;
     this.#greeted.resolve();
-    for (const waiting of [this.#puts, this.#gets, this.#expected, this.#passing]) {
+    for (const waiting of [this.#puts, this.#gets, this.#expected, this.#passing, this.#keeps]) {
       for (const one of waiting.values()) one.reject(error);
       waiting.clear();
     }

@@ -74,15 +74,6 @@ test('a slab of one group is shared by another that shows its secret, and stays 
   assert.equal(await one.share(1, second), false, 'a group that was dropped takes nothing any more');
 });
 
-test('a relay that does not say that it knows of sharing is not asked', async () => {
-  const { client, store } = start();
-  store.attach('other', 1000);
-  await store.put('other', 1, randomBytes(1000));
-  assert.equal(await client.share(1, 'aa'.repeat(32)), false);
-  assert.equal(client.canShare, false);
-  assert.equal(await client.put(1, randomBytes(1000)), true, 'the session goes on');
-});
-
 test('a relay that is full says so, and goes on with what it has', async () => {
   const { client } = start(100_000);
   assert.equal(await client.put(1, randomBytes(60_000)), true);

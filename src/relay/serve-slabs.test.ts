@@ -17,6 +17,7 @@ function start(read: Promise<Buffer>) {
       return read;
     },
     drop: () => {},
+    prolong: () => {},
     share: () => false,
     whenHeld: (_group, _slab, onHeld) => {
       onHeld();

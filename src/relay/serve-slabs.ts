@@ -32,7 +32,7 @@ export interface ServeOptions {
 
 export type ServedStore = Pick<
   SlabStore<Buffer | Promise<Buffer>>,
-  'put' | 'get' | 'drop' | 'share' | 'whenHeld' | 'remove' | 'freeBytes'
+  'put' | 'get' | 'drop' | 'prolong' | 'share' | 'whenHeld' | 'remove' | 'freeBytes'
 >;
 
 /** Resolves when the client has ended; throws what broke the session, and destroys it. */
@@ -115,6 +115,9 @@ export async function serveSlabs({ store, group, session, nameOf, passOn }: Serv
         } else if (next.name === 'share') {
           const isHeld = nameOf !== undefined && store.share(group, next.slab, nameOf(next.group));
           answers.add({ name: isHeld ? 'held' : 'full', slab: next.slab, freeBytes: store.freeBytes });
+        } else if (next.name === 'keep') {
+          store.prolong(group);
+          answers.add({ name: 'kept' });
         } else {
           store.drop(group);
           answers.add({ name: 'free', freeBytes: store.freeBytes });

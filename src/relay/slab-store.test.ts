@@ -80,6 +80,21 @@ test('nobody gets a longer lease than there is, and an empty group leaves nothin
   assert.equal(store.groups().size, 0);
 });
 
+test('a group that is to be kept outlives its last session by the longest lease', () => {
+  const store = open(MiB);
+  now = 0;
+  for (const group of ['a', 'b']) {
+    store.attach(group, 1000);
+    store.put(group, 1, Buffer.from('x'));
+  }
+  store.prolong('a');
+  for (const group of ['a', 'b']) store.detach(group);
+  now = longestLeaseMs - 1;
+  assert.deepEqual(store.expire(), ['b']);
+  now = longestLeaseMs;
+  assert.deepEqual(store.expire(), ['a']);
+});
+
 test('what groups share is held as long as one of them has it, and counted once', () => {
   const store = open(MiB);
   now = 0;

@@ -117,10 +117,19 @@ export class SlabStore<Bytes = Buffer> {
     if (!known && this.#groups.size >= mostGroups) return false;
     const group = known ?? newGroup<Bytes>();
     group.sessions += 1;
-    const mostMs = this.#options.longestLeaseMs ?? longestLeaseMs;
-    group.leaseMs = Math.min(Math.max(group.leaseMs, leaseMs), mostMs);
+    group.leaseMs = Math.min(Math.max(group.leaseMs, leaseMs), this.#longestLeaseMs);
     this.#groups.set(name, group);
     return true;
+  }
+
+  /** The group has the longest lease that there is. */
+  prolong(name: string): void {
+    const group = this.#groups.get(name);
+    if (group) group.leaseMs = this.#longestLeaseMs;
+  }
+
+  get #longestLeaseMs(): number {
+    return this.#options.longestLeaseMs ?? longestLeaseMs;
   }
 
   /** A session has ended: from its last one on the lease runs. */

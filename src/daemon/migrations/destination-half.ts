@@ -14,6 +14,7 @@ import { DoubtTimer, doubtAtDestination, isDestinationInDoubt, pagesAreMissing }
 import { escrowAt } from './escrow-client.ts';
 import { type HalfParts, narrate } from './half.ts';
 import { InTouch } from './in-touch.ts';
+import { arrivingDiskLeaseS } from './peer-side.ts';
 import { PrivateFile } from './private-file.ts';
 import type { DestinationRecord } from './record.ts';
 
@@ -181,7 +182,8 @@ export function makeDestination(
         write: (bits) => missing.write(bits, { isBrief: true }),
       },
       merging: {
-        openRelay: (relay, group, holds) => peers.openRelay(relay, id, group, holds),
+        openRelay: (relay, group, holds) =>
+          peers.openRelay(relay, id, group, holds, holds === 'disk' ? arrivingDiskLeaseS : undefined),
         readManifest: () => manifest.read(),
         writeManifest: (bytes) => manifest.write(bytes),
         removeManifest: async () => {

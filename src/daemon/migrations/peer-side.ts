@@ -23,7 +23,9 @@ const openTimeoutMs = 60_000;
 /** There are others. */
 const relayOpenTimeoutMs = 5000;
 /** How long a relay keeps what nobody asks for: a destination that is cut off, or whose daemon is away, comes back. */
-const relayLeaseS = { memory: 1800, disk: 24 * 3600 };
+const relayLeaseS = 1800;
+/** Of a disk, as long as the VM is not whole without it. */
+export const arrivingDiskLeaseS = 24 * 3600;
 
 export const linkPurposes = {
   disk: 'viper-disk/1',
@@ -147,8 +149,14 @@ export class PeerSide {
   }
 
   /** A session with a relay, for whoever knows the secret of a migration's slabs. */
-  openRelay(relayId: Uuid, migrationId: Uuid, group: string, holds: RelayHolds): Promise<Session> {
-    const hello = { migrationId, group, leaseS: relayLeaseS[holds], holds, shares: 1 };
+  openRelay(
+    relayId: Uuid,
+    migrationId: Uuid,
+    group: string,
+    holds: RelayHolds,
+    leaseS = relayLeaseS,
+  ): Promise<Session> {
+    const hello = { migrationId, group, leaseS, holds, shares: 1 };
     return this.open(relayId, 'relay', hello, undefined, relayOpenTimeoutMs);
   }
 

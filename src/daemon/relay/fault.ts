@@ -13,6 +13,7 @@ export function withFault(store: SlabStore): ServedStore {
   return {
     put: (group, slab, bytes) => store.put(group, slab, bytes),
     drop: (group) => store.drop(group),
+    prolong: (group) => store.prolong(group),
     share: (group, slab, from) => store.share(group, slab, from),
     remove: (group, slab) => store.remove(group, slab),
     whenHeld: (group, slab, onHeld) => store.whenHeld(group, slab, onHeld),

@@ -95,9 +95,9 @@ export class DiskDivider implements Backend {
     return this.#failure;
   }
 
-  /** Each block that the destination lacks is held by as many relays as are wanted, and it has written down where. */
+  /** Each block that the destination lacks is held, and kept, by as many relays as are wanted, and it has written down where. */
   get isSafe(): boolean {
-    return this.#ends > 0 && this.#kept === this.#ends && this.#isPlaced;
+    return this.#ends > 0 && this.#kept === this.#ends && this.#isPlaced && this.#options.divider.isProlonged;
   }
 
   /** Resolves when QEMU has taken its leave; the link then stays, for what is yet to be told. */
@@ -130,6 +130,7 @@ export class DiskDivider implements Backend {
     const onAbort = () => cancelled.reject(new AppError('cancelled', 'The disk is not waited for any more'));
     signal?.addEventListener('abort', onAbort);
     if (signal?.aborted) onAbort();
+    this.#options.divider.prolong();
     const ending = this.flush().then(() => this.#tellEnd());
     try {
       await Promise.race([ending, cancelled.promise]);

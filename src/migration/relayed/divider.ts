@@ -83,6 +83,8 @@ const slowMs = 4000;
 const idleMs = 250;
 const tickMs = 50;
 const defaultPatienceMs = 15_000;
+/** A relay that has not heard by then that it is to keep what it has counts as lost. */
+const prolongMs = 60_000;
 /** Slabs of other VMs that it waits for. */
 const mostBorrowing = 512;
 
@@ -92,6 +94,8 @@ interface End extends RelayEnd {
   bytes: number;
   /** Of slabs that it has, and is to give on to other relays. */
   passingBytes: number;
+  /** It keeps what it has, though nobody may come for it for long. */
+  isProlonged: boolean;
 }
 
 interface Placed {
@@ -108,6 +112,7 @@ export class Divider {
   readonly #ends: End[];
   readonly #placed = new Map<number, Placed>();
   #isEnded = false;
+  #isProlonging = false;
   #host: DividerHost | undefined;
   #inFlight = { slabs: 0, bytes: 0 };
   #making = 0;
@@ -133,9 +138,14 @@ export class Divider {
     this.#pool = options.pool ?? new Pool(options.migrationId);
     this.#pool.join(this.#group);
     this.#seal = new Seal(this.#pool.key, this.#pool.id);
-    this.#ends = options.relays
-      .slice(0, mostRelays)
-      .map((relay) => ({ ...relay, client: undefined, slabs: 0, bytes: 0, passingBytes: 0 }));
+    this.#ends = options.relays.slice(0, mostRelays).map((relay) => ({
+      ...relay,
+      client: undefined,
+      slabs: 0,
+      bytes: 0,
+      passingBytes: 0,
+      isProlonged: false,
+    }));
   }
 
   /** Opens a session with each relay, all at once; one that cannot be reached is done without. */
@@ -314,6 +324,28 @@ export class Divider {
       ...(this.#borrowedPages > 0 && { borrowedPages: this.#borrowedPages }),
       relays,
     };
+  }
+
+  /** Relays are to keep what they have as long as they ever do: the VM is about to leave. */
+  prolong(): void {
+    if (this.#isProlonging) return;
+    this.#isProlonging = true;
+    for (const end of this.#ends) void this.#prolong(end);
+  }
+
+  /** All do that are here. */
+  get isProlonged(): boolean {
+    return this.#ends.every(({ client, isProlonged }) => isProlonged || !client?.isAlive);
+  }
+
+  async #prolong(end: End): Promise<void> {
+    const keeping = end.client?.prolong().then(
+      () => true,
+      () => false,
+    );
+    end.isProlonged = (await within(prolongMs, keeping ?? Promise.resolve(false))) === true;
+    if (end.isProlonged) this.#changed();
+    else end.client?.close();
   }
 
   /** Lets go of the relays, which keep what they hold; or drops it there, when nobody will come for it. */
