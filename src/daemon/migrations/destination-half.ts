@@ -50,6 +50,12 @@ export function makeDestination(
   const lacksPages = (): boolean => migration.state.name === 'arrived' && !migration.state.complete;
   const inTouch = new InTouch(() => peers.warm(peer.id));
   let arriving = found;
+  const noteWhere = ({ name }: DestinationMigration['state']): void => {
+    if (!arriving) return;
+    if (name === 'arrived' || name === 'merging') arriving.hasArrived = true;
+    else delete arriving.hasArrived;
+  };
+  noteWhere(record.state);
   let isOver = false;
   let hasArrived = false;
   /** The source has left before the VM was whole. */
@@ -208,6 +214,7 @@ export function makeDestination(
       },
       onState: (state) => {
         meter?.sample();
+        noteWhere(state);
         if (state.name === 'merging') hasMerged = true;
         inTouch.keep(state.name === 'reserved' || state.name === 'waiting');
         if (!lacksPages()) doubt.note(isDestinationInDoubt(state));

@@ -23,6 +23,8 @@ export interface Managed {
   machine?: Machine;
   /** The operation at work on it: one at a time. */
   operationId?: Uuid;
+  /** That operation is its migration to here, and it runs here: it lacks something, which comes beside it. */
+  hasArrived?: boolean;
   /** QEMU has stopped it because its disk fails; see `stalls.ts`. */
   stalled?: { at: string; reason: string };
   /** While the QEMU of an earlier daemon does not answer: resolves when it does, or has ended. */

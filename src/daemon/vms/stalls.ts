@@ -72,9 +72,9 @@ export class Stalls {
       }
       await wait(waitMs);
       // Whoever is at work on the VM decides when it runs: above all its migration, which may have given it away.
-      if (reason === 'unknown' || managed.operationId) continue;
+      if (reason === 'unknown' || isHeld(managed)) continue;
       if (!(await runner.hasRoomFor(managed.record).catch(() => false))) continue;
-      if ((await why()) !== reason || managed.operationId) continue;
+      if ((await why()) !== reason || isHeld(managed)) continue;
       await machine.resume().catch(() => {});
       waitMs = Math.min(2 * waitMs, tryAtMostEveryMs);
       await wait(settleMs);
@@ -96,3 +96,7 @@ export class Stalls {
     }
   }
 }
+
+/** What is to become of it is for others to say. */
+const isHeld = ({ operationId, hasArrived }: Managed): boolean =>
+  operationId !== undefined && hasArrived !== true;
