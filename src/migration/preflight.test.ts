@@ -138,3 +138,15 @@ test('a mode that may come to post-copy needs a host that lets QEMU do it', () =
   );
   assert.deepEqual(modesRefused, ['auto', 'hybrid']);
 });
+
+test('a disk that comes by way of relays wants room for twice its size', () => {
+  const diskRelays = [{ id: vm.id, name: 'north' }];
+  const relayed = { ...copied, relayed: { relays: diskRelays, replicas: 1, diskRelays } } as const;
+  const tight = { ...roomy, disk: { freeBytes: 2 * vm.diskBytes - 1 } };
+  assert.deepEqual(checkFit(vm, copied, source, tight).problems, []);
+  assert.deepEqual(
+    checkFit(vm, relayed, source, tight).problems.map(({ field, wanted }) => [field, wanted]),
+    [['disk', 2 * vm.diskBytes]],
+  );
+  assert.deepEqual(checkFit(vm, relayed, source, roomy).problems, []);
+});

@@ -53,7 +53,7 @@ const qemuOverheadBytes = 64 * 1024 * 1024;
 
 export function checkFit(
   vm: VmToMove,
-  options: Pick<MigrationOptions, 'storage' | 'mode'>,
+  options: Pick<MigrationOptions, 'storage' | 'mode' | 'relayed'>,
   source: SourceFacts,
   destination: DestinationFacts,
 ): Preflight {
@@ -140,7 +140,7 @@ function* checkStorage(
 
 function* checkRoom(
   vm: VmToMove,
-  { storage }: Pick<MigrationOptions, 'storage'>,
+  { storage, relayed }: Pick<MigrationOptions, 'storage' | 'relayed'>,
   { memory, disk }: DestinationFacts,
   imageToSend: boolean,
 ) {
@@ -153,7 +153,9 @@ function* checkRoom(
       `${formatBytes(memory.freeBytes)} of memory are free, wanted ${formatBytes(memoryBytes)}`,
     );
   if (storage === 'shared') return;
-  const diskBytes = vm.diskBytes + (imageToSend ? vm.image.fileBytes : 0);
+  // What came by way of relays is there twice until it is all in the VM's own overlay; see `arriving-disk`.
+  const copies = relayed?.diskRelays ? 2 : 1;
+  const diskBytes = copies * vm.diskBytes + (imageToSend ? vm.image.fileBytes : 0);
   if (disk.freeBytes < diskBytes)
     yield problem(
       'disk',

@@ -99,6 +99,9 @@ export class Inquiry {
               ...(storage === 'copied' && !vm.wholeDisk && { diskBytes: vm.diskBytes }),
             })
           : undefined;
+      // Where there is no room for that the disk is mirrored.
+      if (found && !(await this.#takesFromRelays(peer, id, question, found.relayed)))
+        delete found.relayed.diskRelays;
       // One that nobody asked for is done without.
       if (found && found.problems.length > 0 && wanted === 'auto')
         choice = withoutRelays(choice, answer.canPostcopy ?? false);
@@ -118,6 +121,20 @@ export class Inquiry {
     if (managed.record.spec.disk.storage === undefined) return ask('copied');
     const shared = await ask('shared');
     return shared.problems.some(({ field }) => field === 'disk.storage') ? ask('copied') : shared;
+  }
+
+  /** A disk that comes by way of relays takes more room than one that is mirrored. */
+  async #takesFromRelays(
+    peer: Peer,
+    id: Uuid,
+    question: Parameters<PeerSide['check']>[2],
+    relayed: NonNullable<MigrationOptions['relayed']>,
+  ): Promise<boolean> {
+    if (!relayed.diskRelays) return true;
+    const sentAt = new Date().toISOString();
+    const options = { ...question.options, relayed };
+    const { problems } = await this.#options.peers.check(peer, id, { ...question, options, sentAt });
+    return problems.every(({ field }) => field !== 'disk');
   }
 
   /** A VM that came with a disk on shared storage may have no image here that could be sent. */

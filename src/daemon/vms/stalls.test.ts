@@ -23,7 +23,7 @@ test('a VM that has arrived goes on when its disk works again, though its migrat
   const told: string[] = [];
   const stalls = new Stalls({
     runner: { hasRoomFor: async () => true },
-    events: { append: ({ kind }) => void told.push(kind) } as unknown as EventLog,
+    events: { append: ({ kind }: { kind: string }) => void told.push(kind) } as unknown as EventLog,
     log: { error: () => {} } as unknown as FastifyBaseLogger,
     closing: AbortSignal.timeout(15_000),
   });
