@@ -225,7 +225,7 @@ function whileOwning(state: In<'owning'>, event: DestinationEvent): Answer {
       // It may have run before it ended, so it is ours, as a crashed VM.
       return arrive(epoch, whole);
     case 'divided':
-      // One that is about to run may still be refused by QEMU.
+      // One that lives is yet to be let run, after a restart of the daemon.
       return event.hasEnded ? divide(epoch) : next(state);
     case 'restarted':
       if (event.found === 'running') return arrive(epoch, event);
