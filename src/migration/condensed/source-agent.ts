@@ -274,7 +274,9 @@ export class SourceAgent {
       // Waited for before the tail.
       this.#scattering.catch(() => {});
     }
-    const { guestBytes } = this.statistics;
+    const { guestBytes: allBytes, pages } = this.statistics;
+    // What a round finds as it was sent already was written before it was read: the last round has no time for that.
+    const guestBytes = allBytes - pages.unchanged * pageBytes;
     const wireBytes = this.#outbox.madeBytes;
     const guest = guestBytes - this.#atRound.guestBytes;
     // The first one is all of the memory, of which the other end has most: it says nothing about what changes.
