@@ -34,6 +34,9 @@ status.say(
 );
 await using world = await ExitWorld.open({ relays: 3, rttMs: 20, isLoopback: values.loopback });
 const { source, destination, relays } = world;
+status.say(
+  `${vm} boots, and fills ${size.filledMiB} MiB, half of it with random bytes, which takes it a minute or two`,
+);
 await world.boot([vm], size);
 status.say(
   `${vm} runs at src: ${size.memoryMiB} MiB, ${size.filledMiB} MiB of it filled and read all the while`,

@@ -64,9 +64,9 @@ while :; do
   echo . >/dev/ttyS0
 done
 END
-setsid sh /run/reader </dev/null >/dev/null 2>&1 &
 touch /run/ready
 `;
+const startReading = 'setsid sh /run/reader </dev/null >/dev/null 2>&1 &';
 
 export class ExitWorld implements AsyncDisposable {
   readonly #made: AsyncDisposableStack;
@@ -131,22 +131,23 @@ export class ExitWorld implements AsyncDisposable {
       await viper.wait(
         await viper.createVm({ body: { name, image: 'tiny', hardware, storage: 'shared', tenant } }),
       );
-    for (const name of names) {
-      const vm = { params: { vm: name } };
-      await until(`the agent of ${name}`, () => viper.getGuest(vm).then(Boolean, () => false));
-      const run = (script: string, input?: string) =>
-        viper.execInGuest({
-          ...vm,
-          body: {
-            argv: ['/bin/sh', '-c', script],
-            timeoutMs: 60_000,
-            ...(input === undefined ? {} : { input }),
-          },
-        });
-      await run('cat >/run/load; setsid sh /run/load </dev/null >/dev/null 2>&1 &', load(filledMiB));
-      const isReady = async () => (await run('[ -e /run/ready ]')).exitCode === 0;
-      await until(`the load of ${name}`, () => isReady().catch(() => false));
+    const run = (vm: string, script: string, input?: string) =>
+      viper.execInGuest({
+        params: { vm },
+        body: {
+          argv: ['/bin/sh', '-c', script],
+          timeoutMs: 60_000,
+          ...(input === undefined ? {} : { input }),
+        },
+      });
+    for (const vm of names) {
+      await until(`the agent of ${vm}`, () => viper.getGuest({ params: { vm } }).then(Boolean, () => false));
+      await run(vm, 'cat >/run/load; setsid sh /run/load </dev/null >/dev/null 2>&1 &', load(filledMiB));
+      const isReady = async () => (await run(vm, '[ -e /run/ready ]')).exitCode === 0;
+      await until(`the load of ${vm}`, () => isReady().catch(() => false));
     }
+    // Those that read take the cores from those that are still being filled.
+    for (const vm of names) await run(vm, startReading);
   }
 
   async setRates({ uplinkMbps, destinationMbps, relayMbps }: Rates): Promise<void> {
