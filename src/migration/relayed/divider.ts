@@ -433,7 +433,7 @@ export class Divider {
     const begin = (relay: number): void => {
       asked.add(relay);
       pending.add(relay);
-      patientUntil = performance.now() + slowMs;
+      patientUntil = performance.now() + slowMs + this.#queuedMs;
       const giver = [...givers].find(([each]) => this.#canPass(each));
       const giving = giver ? this.#pass(giver, relay, slab, sealed) : this.#put(relay, slab, sealed);
       if (!giver) givers.set(relay, giving);
@@ -486,7 +486,13 @@ export class Divider {
   ): Promise<boolean> {
     const [from, to] = [this.#ends[giver]!, this.#ends[relay]!];
     const late = Promise.withResolvers<false>();
-    const pass = { since: performance.now(), giveUp: () => late.resolve(false) };
+    const giveUp = () => late.resolve(false);
+    // Before it is there it waits for the uplink, as it would again if it was sent again.
+    const pass = { since: Number.POSITIVE_INFINITY, giveUp };
+    isTaken.then((has) => {
+      if (has) pass.since = performance.now();
+      else giveUp();
+    }, giveUp);
     this.#passes.add(pass);
     try {
       const digest = hash('sha256', sealed, 'buffer');
@@ -528,6 +534,12 @@ export class Divider {
     if (this.#ends.some(({ client }) => (client?.inFlightBytes ?? 0) > 0)) this.#busyAt = now;
     const patienceMs = now - this.#busyAt > idleMs ? idleMs : slowMs;
     for (const { since, giveUp } of this.#passes) if (now - since > patienceMs) giveUp();
+  }
+
+  /** For so long what is on its way from here keeps the uplink busy, which other VMs may use as well. */
+  get #queuedMs(): number {
+    const bytes = this.#ends.reduce((sum, { client }) => sum + (client?.inFlightBytes ?? 0), 0);
+    return this.bytesPerSecond === 0 ? 0 : (bytes * 1000) / this.bytesPerSecond;
   }
 
   #views(asked: ReadonlySet<number>): RelayView[] {
