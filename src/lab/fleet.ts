@@ -246,12 +246,14 @@ async function runProgram(
   return JSON.parse(stdout);
 }
 
+const mostPortTries = 100;
+
 /**
  * Below those that the kernel gives to connections: one of them could have the port of a daemon that is down for a
  * moment.
  */
 async function freePort(): Promise<number> {
-  for (;;) {
+  for (let tries = 0; tries < mostPortTries; tries += 1) {
     const port = randomInt(20_000, 32_000);
     const server = createServer().listen(port, '127.0.0.1');
     try {
@@ -264,4 +266,5 @@ async function freePort(): Promise<number> {
     await once(server, 'close');
     return port;
   }
+  throw new Error(`no free port in ${mostPortTries} tries`);
 }

@@ -56,10 +56,6 @@ async function move(wanted: Wanted = {}) {
   const { ram = filledRam(), mode = 'precopy', index, reader } = wanted;
   const { cutAfterBytes, touches = [], strange, limitBps, reads = true, drainAtOnce = false } = wanted;
   const { places = true } = wanted;
-  let missing: Buffer | undefined;
-  const keep = async (bits: Buffer): Promise<void> => {
-    missing = bits;
-  };
   const [near, far] = linkPair(cutAfterBytes);
   const arrived = new FakeRam(pages);
   const qemu = new FakeQemu(arrived, touches);
@@ -82,14 +78,14 @@ async function move(wanted: Wanted = {}) {
     qemu,
     link: far,
     memory: reads ? arrived : undefined,
-    placing: places ? { memory: arrived, keep } : undefined,
+    placing: places ? { memory: arrived, keep: () => Promise.resolve() } : undefined,
     sets: reader || wanted.claims ? [setName] : [],
     openReader: async () => reader,
     ...(wanted.setTimeoutMs === undefined ? {} : { setTimeoutMs: wanted.setTimeoutMs }),
   });
   const [left, came] = await Promise.allSettled([source.run(), destination.run()]);
   const { statistics } = source;
-  return { ram, arrived, qemu, left, came, statistics, missing, places, wasCut: near.errored !== null };
+  return { ram, arrived, qemu, left, came, statistics, places, wasCut: near.errored !== null };
 }
 
 type Moved = Awaited<ReturnType<typeof move>>;
