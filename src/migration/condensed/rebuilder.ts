@@ -26,8 +26,11 @@ const recentPages = (8 * MiB) / pageBytes;
 const mostBodyBytes = batchPages * pageBytes + MiB;
 /** A set whose storage takes longer for a batch costs more than it saves. */
 const readTimeoutMs = 3000;
-/** Batches that may come out wrong; a set that is involved in so many is not what the source takes it for. */
-const mostWrong = 3;
+/**
+ * A set that is involved in so many batches that come out wrong, and in no more that come out right, is not what the
+ * source takes it for. Fewer say nothing: what a guest writes to its disk meanwhile lies together in its memory.
+ */
+const mostWrong = 8;
 const headBytes = 5 + 2 * digestBytes;
 
 /** Reads pages as QEMU has them now. */
@@ -89,8 +92,9 @@ export async function openSet(
 export class Rebuilder {
   readonly #pages: number;
   readonly #sets: readonly BoundedReader[];
-  /** By set, how many batches with it came out wrong; and those that the source knows to be lost. */
+  /** By set, how many batches with it came out wrong, and how many right; and those that the source knows to be lost. */
   readonly #wrong: number[] = [];
+  readonly #right: number[] = [];
   readonly #told = new Set<number>();
   readonly #memory: PageReader | undefined;
   /**
@@ -151,8 +155,10 @@ export class Rebuilder {
       }
     }
     const made = ring.subarray(0, references * pageBytes);
-    if (references === 0 || (isWhole && digestOf(made).equals(madeDigest)))
+    if (references === 0 || (isWhole && digestOf(made).equals(madeDigest))) {
+      for (const set of setsOf(runs)) this.#right[set] = (this.#right[set] ?? 0) + 1;
       return { runs: result, missed: [], lost: [] };
+    }
     const missed = runs
       .filter(isReference)
       .flatMap(({ page, count }) => Array.from({ length: count }, (_, index) => page + index));
@@ -163,10 +169,10 @@ export class Rebuilder {
 
   /** The sets that a batch which came out wrong refers to: gives those that are found to be lost by it. */
   #blame(runs: readonly ReadRun[]): number[] {
-    const used = new Set(runs.filter(({ kind }) => kind === 'set').map(({ set }) => set));
-    const lost = [...used].filter((set) => {
-      this.#wrong[set] = (this.#wrong[set] ?? 0) + 1;
-      return this.#sets[set]?.isLost || this.#wrong[set] >= mostWrong;
+    const lost = setsOf(runs).filter((set) => {
+      const wrong = (this.#wrong[set] ?? 0) + 1;
+      this.#wrong[set] = wrong;
+      return this.#sets[set]?.isLost || (wrong >= mostWrong && wrong >= (this.#right[set] ?? 0));
     });
     const fresh = lost.filter((set) => !this.#told.has(set));
     for (const set of fresh) this.#told.add(set);
@@ -241,6 +247,10 @@ export class Rebuilder {
     for (let index = 0; index < count; index++) this.#lastPlace[page + index] = place + index + 1;
   }
 }
+
+const setsOf = (runs: readonly ReadRun[]): number[] => [
+  ...new Set(runs.filter(({ kind }) => kind === 'set').map(({ set }) => set)),
+];
 
 const isReference = ({ kind }: ReadRun): boolean => kind !== 'zero' && kind !== 'literal';
 
