@@ -143,6 +143,8 @@ export interface WholeStream {
 export class DestinationAgent {
   readonly #options: DestinationAgentOptions;
   readonly #readers: BoundedReader[] = [];
+  /** What is of no use when this has ended. */
+  readonly #ended = new AsyncDisposableStack();
   #hello: Hello | undefined;
   #opening: Buffer | undefined;
   #table: BlockTable | undefined;
@@ -216,7 +218,7 @@ export class DestinationAgent {
       throw error;
     } finally {
       await this.#merger?.end({ drop: this.#state === 'done' });
-      for (const reader of this.#readers) await reader[Symbol.asyncDispose]();
+      await this.#ended.disposeAsync();
     }
   }
 
@@ -269,7 +271,7 @@ export class DestinationAgent {
     this.#hello = hello;
     for (const name of hello.sets) {
       if (!sets.includes(name)) throw agentError(`a set that was not offered: ${name}`);
-      this.#readers.push(await openSet(name, openReader, setTimeoutMs));
+      this.#readers.push(this.#ended.use(await openSet(name, openReader, setTimeoutMs)));
     }
   }
 
@@ -300,13 +302,17 @@ export class DestinationAgent {
 
   /** Only in a memory that QEMU has emptied is a page of zeroes nothing to write. */
   async #beginToPlace({ memory }: Placing, table: BlockTable): Promise<void> {
+    // Its thread starts meanwhile.
+    const placed = new PlacedPages(memory.writerOf(this.#rebuilder!.made), table.pages);
+    this.#ended.use(placed);
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#emptied = resolve;
     await this.#feed!.between(ping(emptyPing));
     await promise;
     try {
       memory.use(table);
-      this.#placed = new PlacedPages(memory, table.pages);
+      await placed.begin();
+      this.#placed = placed;
     } catch (error) {
       // Then all of it goes through the stream.
       if (!(error instanceof AppError)) throw error;
@@ -361,7 +367,7 @@ export class DestinationAgent {
     if (this.#state === 'filling') {
       for (const { page, count } of runs)
         for (let each = page; each < page + count; each++) this.#missing.delete(each);
-      if (this.#placed) this.#placed.take(runs);
+      if (this.#placed) await this.#placed.take(runs);
       else await this.#feed!.pages(runs);
       for (const page of missed) this.#missing.add(page);
     } else {
@@ -422,7 +428,7 @@ export class DestinationAgent {
     });
     const devices = postcopyPackage(devicesOf(tail), lastPing);
     if (this.#placed) {
-      await this.#options.placing!.keep(this.#missing.toBytes());
+      await Promise.all([this.#placed.whole(), this.#options.placing!.keep(this.#missing.toBytes())]);
       this.#given = new PageSet(this.#table!.pages);
     }
     this.#state = 'lacking';
@@ -435,6 +441,7 @@ export class DestinationAgent {
     const isOver = this.#missing.size === 0 && (this.#state === 'lacking' || this.#tail !== undefined);
     if (!isOver) return;
     const feed = this.#feed!;
+    await this.#placed?.whole();
     await feed.end();
     await feed.write(this.#state === 'lacking' ? eof() : this.#tail!);
     this.#state = 'done';

@@ -5,11 +5,12 @@
  * A running guest writes meanwhile, so what is read is a page at some moment. To migration that is as good as QEMU's
  * own reading, which also only comes after a page's dirty bit was cleared.
  */
-import { constants, readSync, writeSync } from 'node:fs';
+import { constants, readSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { AppError } from '../../model/errors.ts';
 import type { QmpConnection } from '../../qmp/index.ts';
 import { BlockTable, pageBytes } from '../../stream/index.ts';
+import { RamWriter, type Span } from './ram-writer.ts';
 
 /** Where a block lies in QEMU's own address space. */
 export interface MappedBlock {
@@ -30,8 +31,20 @@ export interface GuestRam {
 
 /** Of a QEMU whose VM does not run yet. */
 export interface WritableRam extends GuestRam {
-  /** Puts `count` consecutive pages there, whose content begins at `at` in `from`. */
-  write(page: number, count: number, from: Buffer, at?: number): void;
+  /** For pages whose content lies in `from`. To be disposed of before the memory is. */
+  writerOf(from: SharedArrayBuffer): MemoryWriter;
+}
+
+/** `count` consecutive pages, whose content begins at `at` in the buffer; pages of zeroes where `at` is missing. */
+export interface PagePiece {
+  page: number;
+  count: number;
+  at: number | undefined;
+}
+
+export interface MemoryWriter extends AsyncDisposable {
+  /** One after the other. Resolves when they are there. Throws `unsupported` when the memory does not take them. */
+  write(pieces: readonly PagePiece[]): Promise<void>;
 }
 
 export class GuestMemory implements WritableRam, AsyncDisposable {
@@ -98,35 +111,34 @@ export class GuestMemory implements WritableRam, AsyncDisposable {
     }
   }
 
-  write(page: number, count: number, from: Buffer, at = 0): void {
+  writerOf(from: SharedArrayBuffer): MemoryWriter {
+    const writer = new RamWriter({ fd: this.#file.fd, from });
+    return {
+      write: (pieces) => writer.write(pieces.flatMap((piece) => this.#spansOf(piece))),
+      [Symbol.asyncDispose]: () => writer[Symbol.asyncDispose](),
+    };
+  }
+
+  #spansOf({ page, count, at }: PagePiece): Span[] {
     const table = this.#table!;
+    const spans: Span[] = [];
     for (let done = 0; done < count; ) {
       const index = table.blockOf(page + done);
       const { firstPage, pages } = table.blocks[index]!;
       const some = Math.min(count - done, firstPage + pages - page - done);
-      const position = this.#addresses[index]! + (page + done - firstPage) * pageBytes;
-      const [start, bytes] = [at + done * pageBytes, some * pageBytes];
-      if (writeWhole(this.#file.fd, from, start, bytes, position) < bytes)
-        throw unreadable(`page ${page + done} takes no content`);
+      spans.push({
+        position: this.#addresses[index]! + (page + done - firstPage) * pageBytes,
+        at: at === undefined ? -1 : at + done * pageBytes,
+        bytes: some * pageBytes,
+      });
       done += some;
     }
+    return spans;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#file.close();
   }
-}
-
-/** Gives how many bytes could be written. */
-function writeWhole(fd: number, from: Buffer, start: number, bytes: number, position: number): number {
-  let done = 0;
-  try {
-    for (let wrote = 1; done < bytes && wrote > 0; done += wrote)
-      wrote = writeSync(fd, from, start + done, bytes - done, position + done);
-  } catch {
-    // There is nothing at that address, or it is not ours to write.
-  }
-  return done;
 }
 
 /** The table that `info ramblock` prints; nothing where it has no column of addresses. */

@@ -7,37 +7,54 @@
  * one that is not there and that nobody misses, which is one of zeroes; and when a post-copy goes on over another link,
  * what it takes for missing counts only where it was missing when the VM began to run.
  */
-import { pageBytes } from '../../stream/index.ts';
-import type { WritableRam } from './guest-memory.ts';
+import type { MemoryWriter, PagePiece } from './guest-memory.ts';
 import { PageSet } from './page-set.ts';
 import type { PageRun } from './rebuilder.ts';
 
-const zeroPages = 64;
-const zeroes = Buffer.alloc(zeroPages * pageBytes);
+/** Batches that are not written yet. The pages of so many are not read back, and their places not used again. */
+const mostWaiting = 4;
 
-export class PlacedPages {
-  readonly #ram: WritableRam;
+export class PlacedPages implements AsyncDisposable {
+  readonly #writer: MemoryWriter;
   /** With content, or such that had some before. */
   readonly #written: PageSet;
+  readonly #waiting: Promise<void>[] = [];
+
+  constructor(writer: MemoryWriter, pages: number) {
+    this.#writer = writer;
+    this.#written = new PageSet(pages);
+  }
 
   /** Throws `unsupported` where nothing can be put into that memory. */
-  constructor(ram: WritableRam, pages: number) {
-    this.#ram = ram;
-    this.#written = new PageSet(pages);
-    ram.write(0, 1, zeroes);
+  async begin(): Promise<void> {
+    await this.#writer.write([{ page: 0, count: 1, at: undefined }]);
   }
 
-  take(runs: readonly PageRun[]): void {
+  /** Resolves when there is room for more. Throws what a write before met. */
+  async take(runs: readonly PageRun[]): Promise<void> {
+    const pieces: PagePiece[] = [];
     for (const { page, count, content } of runs) {
       if (content) {
-        this.#ram.write(page, count, content);
+        pieces.push({ page, count, at: content.byteOffset });
         this.#written.addRange(page, count);
-      } else for (const [first, some] of this.#written.runs(page, page + count)) this.#clear(first, some);
+      } else
+        for (const [first, some] of this.#written.runs(page, page + count))
+          pieces.push({ page: first, count: some, at: undefined });
     }
+    if (pieces.length === 0) return;
+    const writing = this.#writer.write(pieces);
+    // Waited for in its turn.
+    writing.catch(() => {});
+    this.#waiting.push(writing);
+    if (this.#waiting.length > mostWaiting) await this.#waiting.shift();
   }
 
-  #clear(first: number, count: number): void {
-    for (let done = 0; done < count; done += zeroPages)
-      this.#ram.write(first + done, Math.min(zeroPages, count - done), zeroes);
+  /** Resolves when all of it is there. */
+  async whole(): Promise<void> {
+    await Promise.all(this.#waiting.splice(0));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#writer[Symbol.asyncDispose]();
   }
 }

@@ -42,7 +42,7 @@ export interface PageReader {
 export interface PageRun {
   page: number;
   count: number;
-  content: Buffer | undefined;
+  content: Buffer<ArrayBufferLike> | undefined;
 }
 
 export interface Rebuilt {
@@ -101,7 +101,7 @@ export class Rebuilder {
    * What is made, one batch behind the other, and again from the beginning when a batch does not fit any more: at
    * least the last `recentPages` pages are in it.
    */
-  readonly #ring: Buffer;
+  readonly #ring: Buffer<SharedArrayBuffer>;
   /** The place of the page's last content in the ring, from 1, counted through all turns of the ring. */
   readonly #lastPlace: Float64Array;
   /** How many places were given so far. */
@@ -113,7 +113,13 @@ export class Rebuilder {
     this.#memory = options.memory;
     // Whoever cannot read back has nothing referred to.
     this.#lastPlace = new Float64Array(options.memory ? options.pages : 0);
-    this.#ring = Buffer.allocUnsafeSlow(((options.memory ? recentPages : 0) + 2 * batchPages) * pageBytes);
+    const ringPages = (options.memory ? recentPages : 0) + 2 * batchPages;
+    this.#ring = Buffer.from(new SharedArrayBuffer(ringPages * pageBytes));
+  }
+
+  /** All content that is made lies in it, so that another thread may take it from there. */
+  get made(): SharedArrayBuffer {
+    return this.#ring.buffer;
   }
 
   /**

@@ -3,6 +3,7 @@
  * stream out of a buffer of RAM, the destination loads one into another and behaves as strictly as QEMU does.
  */
 import { Duplex, Readable } from 'node:stream';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import {
   type Answer,
   BlockTable,
@@ -16,7 +17,7 @@ import {
   sectionEnd,
   startSection,
 } from '../../stream/index.ts';
-import type { WritableRam } from './guest-memory.ts';
+import type { MemoryWriter, PagePiece, WritableRam } from './guest-memory.ts';
 
 const sectionId = 2;
 
@@ -45,9 +46,21 @@ export class FakeRam implements WritableRam {
     this.bytes.copy(to, at, page * pageBytes, (page + count) * pageBytes);
   }
 
-  write(page: number, count: number, from: Buffer, at = 0): void {
-    from.copy(this.bytes, page * pageBytes, at, at + count * pageBytes);
-    for (let each = page; each < page + count; each++) this.onWrite(each);
+  writerOf(from: SharedArrayBuffer): MemoryWriter {
+    const write = ({ page, count, at }: PagePiece) => {
+      const to = this.bytes.subarray(page * pageBytes, (page + count) * pageBytes);
+      if (at === undefined) to.fill(0);
+      else to.set(new Uint8Array(from, at, count * pageBytes));
+      for (let each = page; each < page + count; each++) this.onWrite(each);
+    };
+    return {
+      // As late as it may be.
+      write: async (pieces) => {
+        await nextTurn();
+        pieces.forEach(write);
+      },
+      async [Symbol.asyncDispose]() {},
+    };
   }
 
   page(number: number): Buffer {
