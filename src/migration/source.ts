@@ -20,6 +20,7 @@ import { digestBytes, MemoryIndex, noBlock, type SetIndex, type SetName } from '
 import { delay, type MigrationStatus, type QmpConnection, type QmpEvent } from '../qmp/index.ts';
 import type { RelayHolds } from '../relay/index.ts';
 import type { Machine } from '../vm/machine.ts';
+import { findDevicePages } from './condensed/device-pages.ts';
 import { mirroredSet } from './condensed/disk-frames.ts';
 import { DiskSource } from './condensed/disk-source.ts';
 import { GuestMemory, type GuestRam } from './condensed/guest-memory.ts';
@@ -664,6 +665,7 @@ export class SourceMigration {
       link,
       qemu,
       memory,
+      ...(memory && qemu && mode !== 'precopy' && { devicePages: findDevicePages(qmp, memory.mapped) }),
       mode: !qemu ? 'resume' : mode === 'precopy' ? 'precopy' : 'postcopy',
       // Relays take everything: no round goes to a destination that may be slow.
       drainAtOnce: mode === 'postcopy' || this.#divider !== undefined,

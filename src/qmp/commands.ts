@@ -287,6 +287,14 @@ export interface QmpCommands {
   pmemsave: Command<{ val: number; size: number; filename: string }, Done>;
   /** The answer is text for humans; only for what QMP itself does not tell. */
   'human-monitor-command': Command<{ 'command-line': string }, string>;
+  /** QEMU 7.2 and later, experimental, as are the next two: who uses them can do without. */
+  'x-query-virtio': Command<None, { path: string; name: string }[]>;
+  'x-query-virtio-status': Command<{ path: string }, { 'num-vqs': number }>;
+  /** Guest-physical addresses; 0 where the guest has none. */
+  'x-query-virtio-queue-status': Command<
+    { path: string; queue: number },
+    { 'vring-num': number; 'vring-desc': number; 'vring-avail': number; 'vring-used': number }
+  >;
   'qom-get': Command<{ path: string; property: string }, unknown>;
   'qom-list': Command<{ path: string }, { name: string; type: string }[]>;
   'query-balloon': Command<None, { actual: number }>;

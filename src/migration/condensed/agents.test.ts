@@ -11,6 +11,7 @@ import {
 } from '../../pages/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { DestinationAgent } from './destination-agent.ts';
+import type { DevicePages } from './device-pages.ts';
 import { encodeFrame, encodeJson, frame, protocolVersion } from './frames.ts';
 import type { AgentMode } from './handshake.ts';
 import { PageSet } from './page-set.ts';
@@ -38,6 +39,7 @@ interface Wanted {
   between?: (round: number, agent: SourceAgent) => void | Promise<void>;
   touches?: number[];
   drainAtOnce?: boolean;
+  devicePages?: DevicePages;
   index?: SetIndex;
   reader?: BlockReader;
   cutAfterBytes?: number;
@@ -55,7 +57,7 @@ const setName: SetName = 'image:test';
 async function move(wanted: Wanted = {}) {
   const { ram = filledRam(), mode = 'precopy', index, reader } = wanted;
   const { cutAfterBytes, touches = [], strange, limitBps, reads = true, drainAtOnce = false } = wanted;
-  const { places = true } = wanted;
+  const { places = true, devicePages } = wanted;
   const [near, far] = linkPair(cutAfterBytes);
   const arrived = new FakeRam(pages);
   const qemu = new FakeQemu(arrived, touches);
@@ -70,6 +72,7 @@ async function move(wanted: Wanted = {}) {
     memory: ram,
     mode,
     drainAtOnce,
+    ...(devicePages && { devicePages: Promise.resolve(devicePages) }),
     openIndex: async (name) => (name === setName ? index : undefined),
     limitBps: () => limitBps,
     statistics: noStatistics(),
@@ -177,6 +180,18 @@ test('in post-copy everything comes after the guest', async (context) => {
   const moved = await move({ mode: 'postcopy', drainAtOnce: true, touches: [13, 699, 400, 0] });
   assertMoved(context, moved);
   assert.equal(moved.statistics.postcopyPages, pages);
+});
+
+test('what QEMU reads to load the devices goes before it does', async (context) => {
+  const read = [5, 210, 400, 401];
+  const areas = read.map((page) => ({ address: page * pageBytes, bytes: 100 }));
+  const anchors = [{ address: 0, block: 'pc.ram', byte: 0 }];
+  const wanted = { mode: 'postcopy', drainAtOnce: true, touches: read } as const;
+  const unknown = await move({ ...wanted, touches: [...read] });
+  assert.equal(unknown.statistics.requestedPages, read.length);
+  const moved = await move({ ...wanted, touches: [...read], devicePages: { areas, anchors } });
+  assertMoved(context, moved);
+  assert.equal(moved.statistics.requestedPages, 0);
 });
 
 test('a hybrid in which nothing is left to send ends as pre-copy', async (context) => {

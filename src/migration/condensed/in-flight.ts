@@ -6,8 +6,9 @@ import type { Writable } from 'node:stream';
 import type { SessionStats } from '../../link/index.ts';
 import { KiB } from '../../model/units.ts';
 
-/** A link may always have so much under way, however slow it seems. */
-const leastBytes = 128 * KiB;
+/** A link may always have so much under way, however slow it seems; and until it has been measured. */
+const leastBytes = 32 * KiB;
+const unmeasuredBytes = 128 * KiB;
 /** The other end holds an acknowledgement back for 20 ms, and processes take their turns. */
 const slackMs = 35;
 
@@ -32,5 +33,6 @@ function holdsNoMore(link: Writable, rateBps: number, beyondMs: number): boolean
   if (!stats) return true;
   const { unacknowledgedBytes, unsentBytes, leastRttMs } = stats;
   const filledBytes = (rateBps / 8000) * ((leastRttMs ?? 0) + beyondMs);
-  return unacknowledgedBytes + unsentBytes <= Math.max(leastBytes, filledBytes);
+  const mostBytes = Math.max(rateBps > 0 ? leastBytes : unmeasuredBytes, filledBytes);
+  return unacknowledgedBytes + unsentBytes <= mostBytes;
 }

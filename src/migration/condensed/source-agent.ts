@@ -32,6 +32,7 @@ import type { AlikePage, Run } from '../relayed/division.ts';
 import { RelayGate } from '../relayed/relay-gate.ts';
 import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
+import { type DevicePages, numbersOf } from './device-pages.ts';
 import { mirroredSet } from './disk-frames.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, encodeWord, frame, protocolVersion } from './frames.ts';
@@ -51,6 +52,8 @@ export interface SourceAgentOptions {
   /** `undefined` when it cannot be read: then nothing but whole pages travels, and only in pre-copy. */
   memory: GuestRam | undefined;
   mode: AgentMode;
+  /** Of a post-copy; what is not known when the VM leaves is done without. */
+  devicePages?: Promise<DevicePages>;
   /** Opens the indexes of sets; `undefined` for those that are not known here. They are the agent's to dispose of. */
   openIndex: (name: SetName) => Promise<SetIndex | undefined>;
   /** Not even a first pass: every page is pending from the beginning. */
@@ -85,6 +88,8 @@ const calmMs = 300;
 const endMs = 400;
 const shallowPollMs = 2;
 const earlyPollMs = 5;
+/** So much of the uplink may be taken for relays while the VM runs here: its last state stands behind that. */
+const earlyQueueMs = 150;
 /** While QEMU writes as fast as it can, relays wait: each round is over sooner, and with it the last one. */
 const busyBytes = 32 * KiB;
 const busyMs = 3;
@@ -192,6 +197,7 @@ export class SourceAgent {
 
   /** By an agent whose work this one goes on with. */
   readonly #sentBefore: number;
+  #devicePages: DevicePages = { areas: [], anchors: [] };
 
   constructor(options: SourceAgentOptions) {
     this.#options = options;
@@ -208,6 +214,9 @@ export class SourceAgent {
       isUrgent,
       reserveBytes,
       onSent: (pieces) => this.#condenser?.takeBack(pieces),
+    });
+    options.devicePages?.then((known) => {
+      this.#devicePages = known;
     });
     if (options.drainAtOnce && this.#canDrain) this.#state = 'draining';
   }
@@ -503,16 +512,19 @@ export class SourceAgent {
     const isPostcopy = this.#state === 'draining';
     const { onStep } = this.#options;
     onStep?.('stream ended', { pendingPages: this.#pending.size });
+    const tail = Buffer.concat(this.#tail.splice(0));
+    let given: readonly number[] = [];
     if (isPostcopy) {
       for (const [first, count] of this.#unseen.runs()) this.#pending.addRange(first, count);
+      given = this.#sendDevicePages(tail);
       if (!this.#dividesAll) await this.#sendHot();
       this.#condenser!.enterPostcopy();
     }
     this.#state = 'serving';
     this.#calmRateBps = statsOf(this.#options.link)?.deliveryRateBps ?? 0;
-    const tail = Buffer.concat(this.#tail.splice(0));
     const missing = PageSet.fromBytes(this.#table!.pages, this.#pending.toBytes());
     missing.addAll(this.#early);
+    for (const page of given) missing.delete(page);
     if (this.#hasDivision) this.#options.divider!.addStale(this.#stale.runs());
     this.#options.statistics.postcopyPages = missing.size;
     const pending = isPostcopy ? missing.toBytes() : Buffer.alloc(0);
@@ -545,6 +557,22 @@ export class SourceAgent {
   #tell(bytes: Buffer): void {
     this.#words.push(bytes);
     if (this.#words.length === 1) this.#outbox.send(() => this.#words.splice(0));
+  }
+
+  /** What the destination lacks of the pages that its QEMU reads before the VM runs. Gives their numbers. */
+  #sendDevicePages(tail: Buffer): number[] {
+    const isLacking = (page: number) => this.#pending.has(page) || this.#early.has(page);
+    const lacking = numbersOf(this.#devicePages, this.#table!, tail).filter(isLacking);
+    for (let at = 0; at < lacking.length; at += hotPages) {
+      const batch = this.#spare.pop() ?? new PageBatch();
+      for (const page of lacking.slice(at, at + hotPages)) {
+        if (this.#dividesAll) this.#read(batch, page, 1);
+        else this.#takePending(batch, page, 1);
+        if (!this.#dividesAll) this.#early.delete(page);
+      }
+      this.#send(batch, false);
+    }
+    return lacking;
   }
 
   /**
@@ -620,7 +648,7 @@ export class SourceAgent {
       this.#wants.push({ page, plain });
     }
     this.#wake.resolve();
-    if (this.#state !== 'serving') this.#takeWants();
+    if (this.#state !== 'serving' && this.#wants.length > 0) this.#takeWants();
   }
 
   async #serve(): Promise<void> {
@@ -645,7 +673,7 @@ export class SourceAgent {
     while (divider && !this.#isEnded && !this.#isLeaving) {
       const isCalm = performance.now() - this.#busyAt > busyMs;
       const mayDivide = isCalm && this.#hasDivision && this.#state === 'draining' && this.#fresh.size > 0;
-      if (mayDivide && divider.hasRoom) this.#divide(divider, this.#fresh);
+      if (mayDivide && divider.hasRoom && divider.queuedMs < earlyQueueMs) this.#divide(divider, this.#fresh);
       else {
         await Promise.race([delay(earlyPollMs, this.#abort.signal), this.#wake.promise]);
         this.#wake = Promise.withResolvers();

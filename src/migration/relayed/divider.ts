@@ -433,7 +433,7 @@ export class Divider {
     const begin = (relay: number): void => {
       asked.add(relay);
       pending.add(relay);
-      patientUntil = performance.now() + slowMs + this.#queuedMs;
+      patientUntil = performance.now() + slowMs + this.queuedMs;
       const giver = [...givers].find(([each]) => this.#canPass(each));
       const giving = giver ? this.#pass(giver, relay, slab, sealed) : this.#put(relay, slab, sealed);
       if (!giver) givers.set(relay, giving);
@@ -537,7 +537,7 @@ export class Divider {
   }
 
   /** For so long what is on its way from here keeps the uplink busy, which other VMs may use as well. */
-  get #queuedMs(): number {
+  get queuedMs(): number {
     const bytes = this.#ends.reduce((sum, { client }) => sum + (client?.inFlightBytes ?? 0), 0);
     return this.bytesPerSecond === 0 ? 0 : (bytes * 1000) / this.bytesPerSecond;
   }

@@ -74,6 +74,8 @@ export class Merger {
     const { key, relays } = division;
     this.#seal = new Seal(key, sealedFor(division));
     this.#ends = relays.map(() => ({ client: undefined, latencyMs: 0, restsUntil: 0, inFlight: 0 }));
+    // What the guest asks for first would wait until there is a session.
+    this.attach();
   }
 
   get statistics(): MergeStatistics {

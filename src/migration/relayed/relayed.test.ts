@@ -9,6 +9,7 @@ import { MiB } from '../../model/units.ts';
 import { type BlockReader, digestBlocks, MemoryIndex } from '../../pages/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { DestinationAgent, type WholeStream } from '../condensed/destination-agent.ts';
+import type { DevicePages } from '../condensed/device-pages.ts';
 import { SourceAgent } from '../condensed/source-agent.ts';
 import { allPages, FakeQemu, FakeRam, linkPair, sourceStream } from '../condensed/stand-ins.ts';
 import { noStatistics } from '../condensed/statistics.ts';
@@ -51,6 +52,8 @@ interface Wanted {
   knows?: { lies: boolean };
   /** Somebody else is to be able to have all of it from relays. */
   hasCustodian?: boolean;
+  /** What its QEMU reads to load the devices. */
+  devicePages?: DevicePages;
   /** Which does not take what it is left with. */
   isSilent?: boolean;
   /** When the source is not needed any more: by default it is gone at once. */
@@ -71,6 +74,7 @@ async function move({
   knows,
   hasCustodian = false,
   isSilent = false,
+  devicePages,
   onDivided,
 }: Wanted = {}) {
   const relays = over ?? fakeRelays(wanted);
@@ -115,6 +119,7 @@ async function move({
     drainAtOnce: true,
     dividesFirst,
     dividesAll: hasCustodian,
+    ...(devicePages && { devicePages: Promise.resolve(devicePages) }),
     openIndex: async () => index,
     // The destination is slow, so that relays are needed.
     limitBps: () => limitBps,
@@ -377,6 +382,10 @@ test('VMs that share and write, and lose a relay before they leave, are whole', 
 
 test('with a custodian all pages are with relays, and whoever has manifest and devices has the VM as it left', async (context) => {
   const writes = Array.from({ length: 700 }, (_, index) => index * 4);
+  const devicePages = {
+    areas: [4, 1000].map((page) => ({ address: page * pageBytes, bytes: 1 })),
+    anchors: [{ address: 0, block: 'pc.ram', byte: 0 }],
+  };
   const lostHere: Wanted['onDivided'] = ({ qemu, sourceLink }) => {
     sourceLink.destroy();
     qemu.destroy(new Error('the destination is lost'));
@@ -387,6 +396,7 @@ test('with a custodian all pages are with relays, and whoever has manifest and d
     { knows: { lies: true } },
     { relays: [{}, {}, { diesAfter: 6 }] },
     { relays: [{ lies: true }, {}] },
+    { devicePages },
   ]) {
     const moved = await move({
       hasCustodian: true,
