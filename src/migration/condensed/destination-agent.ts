@@ -479,7 +479,8 @@ export class DestinationAgent {
       if (this.#merger && this.#manifest!.covers(page)) this.#merger.want(page);
       else wanted.push(page);
     }
-    if (wanted.length > 0) this.#ask(wanted, false);
+    // Also where relays have all of it: the source pushes less while the guest asks.
+    if (wanted.length > 0 || (this.#merger && !this.#isDivided)) this.#ask(wanted, false);
   }
 
   /** QEMU does not have it, and nobody misses it, as far as is known: where a post-copy goes on, that comes first. */
