@@ -1,5 +1,5 @@
 /** Slabs as relays see them: sealed with a key of one migration, bound to their numbers. FORMAT.md tells the layout. */
-import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
+import { createCipheriv, createDecipheriv, createSecretKey, type KeyObject, randomBytes } from 'node:crypto';
 import { AppError } from '../model/errors.ts';
 import type { Uuid } from '../model/ids.ts';
 
@@ -11,12 +11,12 @@ const tagBytes = 16;
 export const newKey = (): Buffer => randomBytes(keyBytes);
 
 export class Seal {
-  readonly #key: Buffer;
+  readonly #key: KeyObject;
   readonly #id: Buffer;
 
   constructor(key: Buffer, migrationId: Uuid) {
     if (key.length !== keyBytes) throw new Error(`Bug: a key of ${key.length} bytes`);
-    this.#key = key;
+    this.#key = createSecretKey(key);
     this.#id = Buffer.from(migrationId.replaceAll('-', ''), 'hex');
   }
 

@@ -17,14 +17,14 @@ export async function keepMemory(kept: KeptMemory, vmId: Uuid, ram: GuestRam): P
   await using keeping = await kept.keep(vmId, table.pages);
   if (!keeping) return;
   await sleep(headStartMs);
+  const buffer = Buffer.allocUnsafeSlow(pagesAtOnce * blockBytes);
   for (const { firstPage, pages } of table.blocks) {
     for (let done = 0; done < pages; done += pagesAtOnce) {
       const count = Math.min(pagesAtOnce, pages - done);
-      const bytes = Buffer.allocUnsafeSlow(count * blockBytes);
-      ram.read(firstPage + done, count, bytes);
+      ram.read(firstPage + done, count, buffer);
       await keeping.write(
         Uint32Array.from({ length: count }, (_, index) => firstPage + done + index),
-        bytes,
+        buffer.subarray(0, count * blockBytes),
       );
     }
   }

@@ -13,8 +13,10 @@ import { mkdir, open, readdir, readFile, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { AppError } from '../../model/errors.ts';
 import { isUuid, type Uuid } from '../../model/ids.ts';
+import { MiB } from '../../model/units.ts';
 import {
   type BlockReader,
+  blockBytes,
   buildIndexFromDigests,
   digestBlocks,
   digestBytes,
@@ -28,6 +30,8 @@ import {
   type SetName,
 } from '../../pages/index.ts';
 import { freeBytes } from '../../vm/space.ts';
+
+const checkedBytes = 16 * MiB;
 
 export interface KeptMemoryOptions {
   root: string;
@@ -189,6 +193,10 @@ interface KeepingParts {
 export class Keeping implements AsyncDisposable {
   readonly #parts: KeepingParts;
   readonly #digests: Buffer;
+  /** Used again for each write: one follows the other. */
+  #content: Buffer = Buffer.alloc(0);
+  /** Written since the quota was looked at. */
+  #unchecked = 0;
 
   constructor(parts: KeepingParts) {
     this.#parts = parts;
@@ -196,27 +204,31 @@ export class Keeping implements AsyncDisposable {
   }
 
   /**
-   * Pages in any order, each once; those of zeroes are left out. `digests`, if they are known already, spare the
-   * time to make them. Throws `insufficient_space` when the quota cannot take the VM.
+   * Pages in any order, each once; those of zeroes are left out. Throws `insufficient_space` when the quota cannot take
+   * the VM, which is looked at now and then.
    */
-  async write(pages: Uint32Array, bytes: Buffer, digests = digestBlocks(bytes)): Promise<void> {
-    const places = [...pages.keys()].filter((i) => !isZeroBlock(bytes, i * 4096));
-    for (const i of places)
-      digests.copy(this.#digests, pages[i]! * digestBytes, i * digestBytes, (i + 1) * digestBytes);
-    if (places.length === pages.length) await this.#parts.writer.write(pages, bytes);
-    else {
-      const pieces = places.map((i) => bytes.subarray(i * 4096, (i + 1) * 4096));
-      await this.#parts.writer.write(
-        Uint32Array.from(places, (i) => pages[i]!),
-        Buffer.concat(pieces),
-      );
-    }
+  async write(pages: Uint32Array, bytes: Buffer): Promise<void> {
+    const places = [...pages.keys()].filter((i) => !isZeroBlock(bytes, i * blockBytes));
+    if (places.length === 0) return;
+    if (this.#content.length < bytes.length) this.#content = Buffer.allocUnsafeSlow(bytes.length);
+    for (const [to, i] of places.entries())
+      bytes.copy(this.#content, to * blockBytes, i * blockBytes, (i + 1) * blockBytes);
+    const kept = Uint32Array.from(places, (i) => pages[i]!);
+    const content = this.#content.subarray(0, places.length * blockBytes);
+    const digests = digestBlocks(content);
+    for (const [i, page] of kept.entries())
+      digests.copy(this.#digests, page * digestBytes, i * digestBytes, (i + 1) * digestBytes);
+    await this.#parts.writer.write(kept, content);
+    this.#unchecked += content.length;
+    if (this.#unchecked < checkedBytes) return;
+    this.#unchecked = 0;
     await this.#parts.makeRoom();
   }
 
   /** Gives the name of the set, which is the same at the cloudlet that `remember`s the same digests. */
   async finish(signal: AbortSignal): Promise<SetName> {
-    const { vmId, indexFile, writer } = this.#parts;
+    const { vmId, indexFile, writer, makeRoom } = this.#parts;
+    await makeRoom();
     // The old index goes first: should the daemon die in between, there is no set rather than a wrong one.
     await rm(indexFile, { force: true });
     await writer.finish();
