@@ -6,7 +6,7 @@ import { Outbox, type OutboxOptions } from './outbox.ts';
 
 /** A link that takes what is written only when it is told to, and says of itself what it is told to say. */
 class SlowLink extends Writable {
-  readonly stats = { unacknowledgedBytes: 0, unsentBytes: 0, deliveryRateBps: 0, leastRttMs: 20 };
+  readonly stats = { sentBytes: 0, unacknowledgedBytes: 0, unsentBytes: 0, deliveryRateBps: 0, leastRttMs: 20 };
   readonly taken: number[] = [];
   #done: (() => void) | undefined;
 
@@ -72,7 +72,10 @@ test('a link that has little to carry is as fast as it was when it was busy, or 
   const { stats } = world.link;
   stats.deliveryRateBps = 800_000;
   assert.equal(world.outbox.speed, undefined);
-  stats.unacknowledgedBytes = 1_000_000;
+  // It has just begun.
+  stats.sentBytes = stats.unacknowledgedBytes = 1_000_000;
+  assert.equal(world.outbox.speed, undefined);
+  stats.sentBytes += 2_000_000;
   stats.deliveryRateBps = 80_000_000;
   assert.equal(world.outbox.speed, 10_000_000);
   stats.unacknowledgedBytes = 1000;

@@ -3,7 +3,7 @@
  * urgent or last does not stand behind much else. Measures how fast the link takes them.
  */
 import type { Writable } from 'node:stream';
-import { KiB } from '../../model/units.ts';
+import { KiB, MiB } from '../../model/units.ts';
 import { delay } from '../../qmp/index.ts';
 import { isShallow, statsOf } from './in-flight.ts';
 
@@ -12,6 +12,8 @@ const mostFrames = 4;
 const smoothing = 0.2;
 /** Below this in flight a link may be idle, and what it delivered says nothing of what it could. */
 const busyBytes = 256 * KiB;
+/** What a link delivers in its slow start says nothing either: it doubles with each round trip. */
+const startBytes = MiB;
 const shallowPollMs = 2;
 
 export interface OutboxOptions {
@@ -46,6 +48,8 @@ export class Outbox {
   #lateMs = 0;
   /** What the link delivered when it was last seen to be busy. */
   #busyBps = 0;
+  /** What it had delivered when it was first seen to be busy without a break. */
+  #busyFrom: number | undefined;
   sentBytes = 0;
   /** Of all frames that were made, whether they have been sent or not. */
   madeBytes = 0;
@@ -77,9 +81,14 @@ export class Outbox {
   get speed(): number | undefined {
     const stats = statsOf(this.#options.link);
     if (!stats) return this.#lateBytes === 0 ? undefined : (this.#lateBytes * 1000) / this.#lateMs;
-    const { deliveryRateBps, unacknowledgedBytes, unsentBytes } = stats;
-    if (unacknowledgedBytes + unsentBytes >= busyBytes && deliveryRateBps > 0)
-      this.#busyBps = deliveryRateBps;
+    const { deliveryRateBps, sentBytes, unacknowledgedBytes, unsentBytes } = stats;
+    if (unacknowledgedBytes + unsentBytes < busyBytes) this.#busyFrom = undefined;
+    else {
+      const deliveredBytes = sentBytes - unacknowledgedBytes;
+      this.#busyFrom ??= deliveredBytes;
+      if (deliveredBytes - this.#busyFrom >= startBytes && deliveryRateBps > 0)
+        this.#busyBps = deliveryRateBps;
+    }
     return this.#busyBps === 0 ? undefined : this.#busyBps / 8;
   }
 
