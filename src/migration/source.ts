@@ -118,6 +118,8 @@ export class SourceMigration {
   #isMirrored = false;
   #agentLink: Duplex | undefined;
   #divider: Divider | undefined;
+  /** From when the destination prepares until its memory session is there. */
+  #opening: Promise<Divider | undefined> | undefined;
   #diskDivider: DiskDivider | undefined;
   #readBack: ReadBack | undefined;
   #diskSession: Duplex | undefined;
@@ -270,6 +272,8 @@ export class SourceMigration {
   async #perform(effect: SourceEffect): Promise<SourceEvent | undefined> {
     switch (effect.name) {
       case 'send-prepare':
+        // Relays need not wait for the destination, where no disk goes before the memory.
+        if (this.#options.storage !== 'copied') this.#opening ??= this.#openDivider();
         return this.#send({ name: 'prepare', vm: this.#vm, options: this.#options });
       case 'send-commit':
         return this.#send({ name: 'commit', epoch: effect.epoch });
@@ -660,7 +664,7 @@ export class SourceMigration {
     });
     // What an earlier one has placed is nobody's any more: its destination has said what it lacks.
     this.#divider?.end({ drop: true });
-    this.#divider = memory && (await this.#openDivider());
+    this.#divider = await this.#takeDivider(memory !== undefined);
     const options: SourceAgentOptions = {
       link,
       qemu,
@@ -713,9 +717,19 @@ export class SourceMigration {
   }
 
   #endDividers(how: { drop: boolean }): void {
+    this.#opening?.then((divider) => divider?.end(how)).catch(() => {});
     this.#divider?.end(how);
     this.#diskDivider?.close(how);
     this.#readBack?.close();
+  }
+
+  /** The one that is being opened, or another one. */
+  async #takeDivider(isOfUse: boolean): Promise<Divider | undefined> {
+    const opening = this.#opening ?? (isOfUse ? this.#openDivider() : undefined);
+    this.#opening = undefined;
+    const divider = await opening;
+    if (!isOfUse) divider?.end({ drop: true });
+    return isOfUse ? divider : undefined;
   }
 
   async #openDivider(): Promise<Divider | undefined> {

@@ -60,6 +60,18 @@ export class Inquiry {
       const { mode, engine: wanted = custodian ? 'relayed' : 'auto' } = request;
       // For the checks it makes no difference which engine it will be; a mode that is left to us is one that works there.
       const asPlanned = optionsOf(request, storage, { engine: 'direct', mode: mode ?? 'precopy' });
+      const choosing = () =>
+        chooseRelays(this.#options.fleet, {
+          wanted: wantedRelays,
+          destination: peer,
+          custodian,
+          replicas: request.replicas ?? defaultReplicas,
+          // One that stands on no image here and on one there is mirrored as a whole.
+          ...(storage === 'copied' && !vm.wholeDisk && { diskBytes: vm.diskBytes }),
+        });
+      // Relays that are wanted in any case are asked meanwhile.
+      const early = wanted === 'relayed' ? choosing() : undefined;
+      early?.catch(() => {});
       const sentAt = new Date().toISOString();
       const asked = performance.now();
       const missingCpuFeatures = missingCpuFeaturesOf(vm, host);
@@ -88,17 +100,7 @@ export class Inquiry {
         // Memory at others only for those who leave both to us.
         ...(wanted === 'auto' && mode === undefined && { uplinkBps: uplinkBpsOf(latest) }),
       });
-      const found =
-        choice.engine === 'relayed'
-          ? await chooseRelays(this.#options.fleet, {
-              wanted: wantedRelays,
-              destination: peer,
-              custodian,
-              replicas: request.replicas ?? defaultReplicas,
-              // One that stands on no image here and on one there is mirrored as a whole.
-              ...(storage === 'copied' && !vm.wholeDisk && { diskBytes: vm.diskBytes }),
-            })
-          : undefined;
+      const found = choice.engine === 'relayed' ? await (early ?? choosing()) : undefined;
       // Where there is no room for that the disk is mirrored.
       if (found && !(await this.#takesFromRelays(peer, id, question, found.relayed)))
         delete found.relayed.diskRelays;

@@ -64,6 +64,11 @@ export class QemuRounds {
     return this.#sampledSince !== undefined;
   }
 
+  /** Whether it will have been sampled for long enough after so many ms. */
+  isSampledIn(ms: number): boolean {
+    return this.#sampledSince !== undefined && performance.now() - this.#sampledSince > sampleMs - ms;
+  }
+
   /** Whether it has been sampled for long enough; if `isWaitedFor` does not hold any more, this is sooner. */
   isSampled(isWaitedFor: () => boolean): boolean {
     if (this.#sampledSince === undefined) return false;

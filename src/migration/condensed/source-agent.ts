@@ -127,7 +127,9 @@ export class SourceAgent {
     const pages = new PendingPages({ memory, statistics });
     const pace = new PushPace({ link, outbox: sender.outbox, signal });
     const parts = { course, pages, sender, pace, statistics };
-    this.#division = divider && new MemoryDivision({ ...parts, divider, dividesAll, link, signal });
+    const { dividesFirst = false } = options;
+    const ofRelays = { divider, dividesFirst, dividesAll, rounds: this.#rounds, link, signal };
+    this.#division = divider && new MemoryDivision({ ...parts, ...ofRelays, divider });
     this.#requests = new PageRequests({ ...parts, relays: this.#division });
     this.#pusher = new PagePusher({ ...parts, rounds: this.#rounds });
     this.#sender = sender;
@@ -139,7 +141,7 @@ export class SourceAgent {
       rounds: this.#rounds,
       pusher: this.#pusher,
       division: this.#division,
-      dividesFirst: options.dividesFirst === true,
+      dividesFirst,
       canDrain,
       onBlocks: (table) => this.#begin(table),
       onLayout: (opening, sectionId) => this.#sendOpening(opening, sectionId),

@@ -17,6 +17,7 @@ import type { PagePusher } from '../condensed/page-pusher.ts';
 import type { PageRequests, RelaysPart } from '../condensed/page-requests.ts';
 import type { PendingPages } from '../condensed/pending-pages.ts';
 import type { PushPace } from '../condensed/push-pace.ts';
+import type { QemuRounds } from '../condensed/qemu-rounds.ts';
 import type { Divider } from './divider.ts';
 import { RelayGate } from './relay-gate.ts';
 import { SlabMaker } from './slab-maker.ts';
@@ -24,12 +25,15 @@ import { SlabMaker } from './slab-maker.ts';
 /** Relays take the rest in such a time: then it goes to them alone. */
 const endMs = 400;
 const earlyPollMs = 5;
-/** So much of the uplink may be taken for relays while the VM runs here: its last state stands behind that. */
-const earlyQueueMs = 150;
+/** When the VM is about to leave, its last state stands behind what relays are being sent. */
+const leavingMs = 300;
+const leavingQueueMs = 100;
 const shallowPollMs = 2;
 /** While QEMU writes as fast as it can, relays wait: each round is over sooner, and with it the last one. */
 const busyBytes = 32 * KiB;
 const busyMs = 3;
+/** The first round is long, and they wait in it only while they have something to carry. */
+const busyQueueMs = 50;
 /** Frames that may wait for the link beside pages: where slabs are is a few bytes each. */
 const mostWords = 63;
 
@@ -38,7 +42,10 @@ export interface MemoryDivisionOptions {
   divider: Divider;
   /** All pages are to be had from relays alone, also those that the destination asks for. */
   dividesAll: boolean;
+  /** They get everything once before the VM leaves. */
+  dividesFirst: boolean;
   course: Course;
+  rounds: QemuRounds;
   pages: PendingPages;
   sender: BatchSender;
   pace: PushPace;
@@ -114,15 +121,22 @@ export class MemoryDivision implements RelaysPart {
   async divideEarly(): Promise<void> {
     const { course, divider, pages, signal } = this.#options;
     while (!course.isEnded && !course.isLeaving) {
-      const isCalm = performance.now() - this.#busyAt > busyMs;
-      const mayDivide = isCalm && this.#hasBegun && course.state === 'draining' && pages.fresh.size > 0;
-      if (mayDivide && divider.hasRoom && divider.queuedMs < earlyQueueMs) this.#slabs.makeOne(true);
+      const isReady = this.#hasBegun && course.state === 'draining' && pages.fresh.size > 0;
+      if (isReady && divider.hasRoom && this.#isEarlyTurn) this.#slabs.makeOne(true);
       else {
         await Promise.race([delay(earlyPollMs, signal), course.woken]);
         course.rearm();
       }
       await nextTurn();
     }
+  }
+
+  get #isEarlyTurn(): boolean {
+    const { divider, dividesFirst, rounds } = this.#options;
+    const isCalm = performance.now() - this.#busyAt > busyMs;
+    if (!rounds.isSampling) return isCalm || divider.queuedMs < busyQueueMs;
+    const isLeavingSoon = !dividesFirst && rounds.isSampledIn(leavingMs);
+    return isCalm && (!isLeavingSoon || divider.queuedMs < leavingQueueMs);
   }
 
   /** The destination takes what it can, and relays the rest. */
@@ -179,7 +193,12 @@ export class MemoryDivision implements RelaysPart {
     if (!stats) return true;
     const { sentBytes, unacknowledgedBytes } = stats;
     const directBytes = sentBytes - unacknowledgedBytes;
-    return this.#gate.isOpen({ now: performance.now(), directBytes, relayedBytes: divider.placedBytes });
+    return this.#gate.isOpen({
+      now: performance.now(),
+      directBytes,
+      relayedBytes: divider.placedBytes,
+      relaysPerMs: divider.bytesPerSecond / 1000,
+    });
   }
 
   /** Where slabs are is told in a few bytes each, which go together: each by itself would wait for its share of the uplink. */

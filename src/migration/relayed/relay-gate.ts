@@ -9,9 +9,14 @@ export interface Placed {
   /** That the destination has, and that relays have, each content counted once. */
   directBytes: number;
   relayedBytes: number;
+  /** What relays took in a ms when they were given to last; 0 where nobody knows. */
+  relaysPerMs: number;
 }
 
 const aloneMs = 300;
+/** After this long one that takes so many times less than relays do is slow, whatever comes. */
+const glanceMs = 100;
+const clearlySlower = 3;
 /** Until relays have answered for the first time nothing is counted. */
 const settleMs = 250;
 const togetherMs = 500;
@@ -47,7 +52,8 @@ export class RelayGate {
     const relayed = placed.relayedBytes - this.#began!.relayedBytes;
     switch (this.#phase) {
       case 'alone':
-        if (tookMs < aloneMs) return undefined;
+        if (tookMs < glanceMs) return undefined;
+        if (tookMs < aloneMs && (direct / tookMs) * clearlySlower >= placed.relaysPerMs) return undefined;
         this.#alone = direct / tookMs;
         return 'settling';
       case 'settling':
