@@ -6,7 +6,13 @@ import { Outbox, type OutboxOptions } from './outbox.ts';
 
 /** A link that takes what is written only when it is told to, and says of itself what it is told to say. */
 class SlowLink extends Writable {
-  readonly stats = { sentBytes: 0, unacknowledgedBytes: 0, unsentBytes: 0, deliveryRateBps: 0, leastRttMs: 20 };
+  readonly stats = {
+    sentBytes: 0,
+    unacknowledgedBytes: 0,
+    unsentBytes: 0,
+    deliveryRateBps: 0,
+    leastRttMs: 20,
+  };
   readonly taken: number[] = [];
   #done: (() => void) | undefined;
 
