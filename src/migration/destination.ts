@@ -42,10 +42,9 @@ import {
   waitUntilLoaded,
 } from './memory-in.ts';
 import { exportName } from './mirror.ts';
-import type { Problem, Ticket, ToDestination, ToSource } from './protocol.ts';
+import type { Problem, SessionPurpose, Ticket, ToDestination, ToSource } from './protocol.ts';
 import { Manifest } from './relayed/manifest.ts';
 import { sumOfMerges } from './relayed/statistics.ts';
-import type { SessionPurpose } from './source.ts';
 
 export interface DestinationSurroundings {
   journal: Journal<DestinationState>;

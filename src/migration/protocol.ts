@@ -35,6 +35,8 @@
  */
 import type { MergeStatistics, MigrationCost, MigrationOptions, VmToMove } from '../model/migration.ts';
 
+export type SessionPurpose = 'disk' | 'memory';
+
 /** What the destination gave for this one migration: the right to open its sessions. */
 export interface Ticket {
   /** One-time secret; the destination keeps only its hash. */

@@ -14,8 +14,8 @@ import { guestImage } from '../../src/lab/guests.ts';
 import { DestinationMigration, type SilentQemu } from '../../src/migration/destination.ts';
 import type { DestinationState } from '../../src/migration/destination-machine.ts';
 import { closeDisk } from '../../src/migration/memory-in.ts';
-import type { Problem, ToDestination, ToSource } from '../../src/migration/protocol.ts';
-import { type SessionPurpose, SourceMigration } from '../../src/migration/source.ts';
+import type { Problem, SessionPurpose, ToDestination, ToSource } from '../../src/migration/protocol.ts';
+import { SourceMigration } from '../../src/migration/source.ts';
 import { plannedSource, type SourceState } from '../../src/migration/source-machine.ts';
 import { newId, type Uuid } from '../../src/model/ids.ts';
 import type {
