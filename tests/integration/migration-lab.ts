@@ -11,12 +11,13 @@ import { join } from 'node:path';
 import { Duplex, duplexPair, Transform } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { guestImage } from '../../src/lab/guests.ts';
-import { DestinationMigration, type SilentQemu } from '../../src/migration/destination.ts';
+import { DestinationMigration } from '../../src/migration/destination.ts';
 import type { DestinationState } from '../../src/migration/destination-machine.ts';
 import { closeDisk } from '../../src/migration/memory-in.ts';
 import type { Problem, SessionPurpose, ToDestination, ToSource } from '../../src/migration/protocol.ts';
 import { SourceMigration } from '../../src/migration/source.ts';
 import { plannedSource, type SourceState } from '../../src/migration/source-machine.ts';
+import type { SilentQemu } from '../../src/migration/streams-in.ts';
 import { newId, type Uuid } from '../../src/model/ids.ts';
 import type {
   MigrationOptions,

@@ -1,10 +1,11 @@
 /** The destination's half of a migration with the daemon around it. The VM's record is in step with who owns the VM. */
 
 import { setImmediate, setTimeout as sleep } from 'node:timers/promises';
-import { DestinationMigration, type SilentQemu } from '../../migration/destination.ts';
+import { DestinationMigration } from '../../migration/destination.ts';
 import { isDestinationOver } from '../../migration/destination-machine.ts';
 import { diskMarkOf, unmarkDisk } from '../../migration/disk-mark.ts';
 import type { Merged, Problem } from '../../migration/protocol.ts';
+import type { SilentQemu } from '../../migration/streams-in.ts';
 import { removeDiskSnapshot } from '../../vm/disk-snapshot.ts';
 import { imageFile } from '../../vm/images.ts';
 import { vmOfSets } from '../references/reference-sets.ts';

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
-import type { Escrow } from '../../migration/destination.ts';
+import type { Escrow } from '../../migration/relayed/custody.ts';
 import { encodeEscrow } from '../../migration/relayed/escrow.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { PeerSide } from './peer-side.ts';

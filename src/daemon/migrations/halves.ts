@@ -5,12 +5,13 @@
 import type { Static } from 'typebox';
 import type * as schemas from '../../contract/schemas.ts';
 import type { AcceptedSession, Session, SessionRequest } from '../../link/index.ts';
-import type { DestinationMigration, SilentQemu } from '../../migration/destination.ts';
+import type { DestinationMigration } from '../../migration/destination.ts';
 import { absentDestination } from '../../migration/destination-machine.ts';
 import { checkFit, type Preflight, qemuFactsOf } from '../../migration/preflight.ts';
 import type { Merged, ToDestination, ToSource } from '../../migration/protocol.ts';
 import { Pools } from '../../migration/relayed/pools.ts';
 import type { SourceMigration } from '../../migration/source.ts';
+import type { SilentQemu } from '../../migration/streams-in.ts';
 import { AppError, asAppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';
 import type { MigrationOptions, MigrationProgress, VmToMove } from '../../model/migration.ts';
