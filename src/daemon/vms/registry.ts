@@ -83,8 +83,10 @@ export class VmRegistry {
     return managed;
   }
 
-  /** Writes the changes, then shows them. An undefined value takes the field away. */
+  /** Writes the changes, then shows them. An undefined value takes the field away. What changes nothing is not written. */
   update(managed: Managed, changes: { [K in keyof VmRecord]?: VmRecord[K] | undefined }): void {
+    if (Object.entries(changes).every(([key, value]) => managed.record[key as keyof VmRecord] === value))
+      return;
     const before = managed.record.state;
     const record = { ...managed.record, ...changes } as VmRecord;
     for (const [key, value] of Object.entries(changes)) {
