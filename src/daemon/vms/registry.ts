@@ -115,16 +115,17 @@ export class VmRegistry {
    * that needs QEMU then has it. Errors: `busy`, `wrong_state`, `qemu_failed` while QEMU does not answer.
    */
   require(managed: Managed, action: VmAction): void {
-    const { record, machine, operationId } = managed;
+    const { record, machine, operationId, stalled, hasArrived } = managed;
     const { name, state, process } = record;
     const allowed = this.#allowed(managed);
     if (allowed.includes(action)) return;
     if (operationId && !(machine && isLook(action))) {
-      throw new AppError('busy', `Cannot ${action} VM '${name}': an operation is at work on it`, {
-        operationId,
-        state,
-        allowed,
-      });
+      const why =
+        action === 'resume' && stalled && hasArrived
+          ? `its migration to here is not over. It stands still for its disk (${stalled.reason}), and goes on by itself when ` +
+            'that works again'
+          : 'an operation is at work on it';
+      throw new AppError('busy', `Cannot ${action} VM '${name}': ${why}`, { operationId, state, allowed });
     }
     if (!isAllowed(action, state)) {
       const wanted = statesThatAllow(action);
