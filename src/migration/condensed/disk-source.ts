@@ -25,7 +25,7 @@ import { exportName } from '../mirror.ts';
 import type { CompressionMode } from './compression.ts';
 import { Condenser } from './condenser.ts';
 import { encodeNumbers, encodeRagged, encodeZeroes, parseDiskOffer, parseNumbers } from './disk-frames.ts';
-import { framesOf } from './frame-stream.ts';
+import { firstOf, framesOf } from './frame-stream.ts';
 import { agentError, encodeJson, frame, protocolVersion } from './frames.ts';
 import { Outbox } from './outbox.ts';
 import { PageBatch } from './page-batch.ts';
@@ -108,9 +108,7 @@ export class DiskSource implements Backend {
     const { link, qemu } = this.#options;
     try {
       const frames = framesOf(link);
-      const first = await frames.next();
-      if (first.done || first.value.type !== frame.diskOffer) throw agentError('no offer of a disk');
-      await this.#hello(first.value.body);
+      await this.#hello(await firstOf(frames, frame.diskOffer, 'offer of a disk'));
       const served = serveNbdOn(qemu, { exportName, backend: this });
       served.catch(() => {});
       await Promise.race([served, this.#listen(frames), this.#outbox.failed]);

@@ -1,6 +1,6 @@
 /** Frames out of a link, one at a time: what is not asked for stays in the link, which then holds the sender back. */
 import type { Readable } from 'node:stream';
-import { type Frame, FrameReader } from './frames.ts';
+import { agentError, type Frame, FrameReader } from './frames.ts';
 
 /** Ends with the link's end; throws what breaks it. A frame's body is valid until the next one is asked for. */
 export async function* framesOf(link: Readable): AsyncGenerator<Frame, void, undefined> {
@@ -10,4 +10,15 @@ export async function* framesOf(link: Readable): AsyncGenerator<Frame, void, und
     reader.push(bytes);
     for (let next = reader.next(); next; next = reader.next()) yield next;
   }
+}
+
+/** The first word of the other end, of which only this type will do; `what` it is. */
+export async function firstOf(
+  frames: AsyncGenerator<Frame, void, undefined>,
+  type: number,
+  what: string,
+): Promise<Buffer> {
+  const first = await frames.next();
+  if (first.done || first.value.type !== type) throw agentError(`no ${what}`);
+  return first.value.body;
 }

@@ -36,7 +36,7 @@ import type { CompressionMode } from './compression.ts';
 import { Course } from './course.ts';
 import { type DevicePages, numbersOf } from './device-pages.ts';
 import { mirroredSet } from './disk-frames.ts';
-import { framesOf } from './frame-stream.ts';
+import { firstOf, framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, frame, protocolVersion } from './frames.ts';
 import type { GuestRam } from './guest-memory.ts';
 import { type AgentMode, parseOffer } from './handshake.ts';
@@ -207,9 +207,7 @@ export class SourceAgent {
 
   async #run(): Promise<void> {
     const frames = framesOf(this.#options.link);
-    const first = await frames.next();
-    if (first.done || first.value.type !== frame.offer) throw agentError('no offer');
-    await this.#hello(parseOffer(first.value.body));
+    await this.#hello(parseOffer(await firstOf(frames, frame.offer, 'offer')));
     if (this.#options.qemu) {
       const listening = this.#listen(frames);
       const dividing = this.#division?.divideEarly();

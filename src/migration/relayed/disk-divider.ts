@@ -18,7 +18,7 @@ import { blockBytes, isZeroBlock } from '../../pages/index.ts';
 import { delay } from '../../qmp/index.ts';
 import { Condenser } from '../condensed/condenser.ts';
 import { encodeNumbers, parseDiskOffer, parseNumbers } from '../condensed/disk-frames.ts';
-import { framesOf } from '../condensed/frame-stream.ts';
+import { firstOf, framesOf } from '../condensed/frame-stream.ts';
 import { agentError, type Frame, frame } from '../condensed/frames.ts';
 import { PageBatch } from '../condensed/page-batch.ts';
 import { PageSet } from '../condensed/page-set.ts';
@@ -105,9 +105,7 @@ export class DiskDivider implements Backend {
     const { link, qemu } = this.#options;
     try {
       const frames = framesOf(link);
-      const first = await frames.next();
-      if (first.done || first.value.type !== frame.diskOffer) throw agentError('no offer of a disk');
-      this.#begin(first.value.body);
+      this.#begin(await firstOf(frames, frame.diskOffer, 'offer of a disk'));
       this.#listen(frames).catch((error) => this.#fail(error));
       link.on('close', () => this.#fail(agentError('its end')));
       const served = serveNbdOn(qemu, { exportName, backend: this });
