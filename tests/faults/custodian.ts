@@ -11,6 +11,7 @@ import { after, before, test } from 'node:test';
 import { promisify } from 'node:util';
 import type { LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { MiB } from '../../src/model/units.ts';
+import { checked, startCheckers } from '../integration/checking-guest.ts';
 import {
   assertWhole,
   booted,
@@ -22,7 +23,6 @@ import {
   sh,
   until,
 } from '../integration/lab-vm.ts';
-import { checked, startCheckers } from '../integration/migration-lab.ts';
 
 const options = { timeout: 600_000 };
 const one = { params: { vm: 'one' } };

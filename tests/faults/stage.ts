@@ -13,7 +13,8 @@ import { type LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { guestImage } from '../../src/lab/guests.ts';
 import { MiB } from '../../src/model/units.ts';
 import { type Migration, type Operation, ViperError, type ViperEvent } from '../../src/sdk/client.ts';
-import { checked, isOfSpareMonitor, startCheckers } from '../integration/migration-lab.ts';
+import { checked, startCheckers } from '../integration/checking-guest.ts';
+import { isOfSpareMonitor } from '../integration/migration-lab.ts';
 import { type Case, type Fault, nameOf, stopsTheVm } from './cases.ts';
 import { filesIn, qemusOf, tracesInQemu, vcpuTicks } from './outside.ts';
 

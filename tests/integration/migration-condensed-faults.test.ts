@@ -4,7 +4,8 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { assertNothingLeft, checked, Lab, startCheckers } from './migration-lab.ts';
+import { checked, startCheckers } from './checking-guest.ts';
+import { assertNothingLeft, Lab } from './migration-lab.ts';
 
 /** So slow that what is to be met in the middle is met there. */
 const condensed = {

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { MigrationMode } from '../../src/model/migration.ts';
-import { checked, Lab, startCheckers, startWriting } from './migration-lab.ts';
+import { checked, startCheckers, startWriting } from './checking-guest.ts';
+import { Lab } from './migration-lab.ts';
 
 for (const mode of ['precopy', 'hybrid', 'postcopy'] satisfies MigrationMode[])
   test(`a VM that writes moves condensed in ${mode} and loses nothing`, async (context) => {

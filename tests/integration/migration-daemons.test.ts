@@ -17,8 +17,8 @@ import type { Image, Migration } from '../../src/sdk/node.ts';
 import { quickCases } from '../faults/cases.ts';
 import { qemusOf, vcpuTicks } from '../faults/outside.ts';
 import { Stage } from '../faults/stage.ts';
+import { checked, startCheckers } from './checking-guest.ts';
 import { assertGone, booted, done, importTiny, openFleet, patienceMs, refused, until } from './lab-vm.ts';
-import { checked, startCheckers } from './migration-lab.ts';
 
 const options = { timeout: 900_000 };
 const hardware = { memoryBytes: 128 * MiB, diskBytes: 64 * MiB };

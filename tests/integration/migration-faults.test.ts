@@ -14,7 +14,8 @@ import type { SourceState } from '../../src/migration/source-machine.ts';
 import type { MigrationPhase } from '../../src/model/migration.ts';
 import type { Machine } from '../../src/vm/machine.ts';
 import { isAlive } from '../../src/vm/process.ts';
-import { assertNothingLeft, checked, Lab, options, startCheckers, streamPair } from './migration-lab.ts';
+import { checked, startCheckers } from './checking-guest.ts';
+import { assertNothingLeft, Lab, options, streamPair } from './migration-lab.ts';
 
 /** Slow enough to be met in every phase. */
 const slow = { limits: { downtimeMs: 300, autoConverge: false, bandwidthBps: 200_000_000 } };

@@ -1,6 +1,6 @@
 /**
  * Two cloudlets in one process, as far as a migration needs them: two directories, messages by function call,
- * sessions as pairs of sockets. The guest checks itself: its memory while it rewrites it, and its disk.
+ * sessions as pairs of sockets.
  */
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
@@ -8,7 +8,7 @@ import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { createConnection, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Duplex, duplexPair, Transform } from 'node:stream';
+import { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { guestImage } from '../../src/lab/guests.ts';
 import { DestinationMigration } from '../../src/migration/destination.ts';
@@ -27,12 +27,12 @@ import type {
 } from '../../src/model/migration.ts';
 import { MiB } from '../../src/model/units.ts';
 import type { VmSpec } from '../../src/model/vm.ts';
-import { memoryShelf, PassOn, SlabStore, serveSlabs } from '../../src/relay/index.ts';
 import { createDisk, diskUsage } from '../../src/vm/disks.ts';
 import { Machine } from '../../src/vm/machine.ts';
 import { machinePaths } from '../../src/vm/paths.ts';
 import { findQemu, killProcess, waitUntilGone } from '../../src/vm/process.ts';
 import { SpareMonitor } from '../../src/vm/spare-monitor.ts';
+import type { LabRelay } from './lab-relay.ts';
 
 const image = guestImage('tiny');
 
@@ -408,70 +408,6 @@ function onlyFirstWords(near: Duplex): Duplex {
   return silent;
 }
 
-/** A cloudlet that lends memory. What it gives back it gives slowly, so that the VM runs long before it is whole. */
-export class LabRelay {
-  readonly id = newId();
-  readonly name: string;
-  readonly store = new SlabStore({
-    shelf: memoryShelf,
-    quotaBytes: 256 * MiB,
-    availableBytes: () => Number.MAX_SAFE_INTEGER,
-    now: () => performance.now(),
-  });
-  readonly #sessions = new Set<Duplex>();
-  readonly #givesBytesPerSecond: number;
-  /** To which it gives slabs on. */
-  others: readonly LabRelay[] = [];
-  #isDead = false;
-
-  constructor(name: string, givesBytesPerSecond: number) {
-    this.name = name;
-    this.#givesBytesPerSecond = givesBytesPerSecond;
-  }
-
-  serve(session: Duplex, group: string, isSlow: boolean): void {
-    session.on('error', () => {});
-    if (this.#isDead) {
-      session.destroy();
-      return;
-    }
-    this.#sessions.add(session);
-    this.store.attach(group, 60_000);
-    session.once('close', () => {
-      this.#sessions.delete(session);
-      this.store.detach(group);
-    });
-    const served = isSlow ? paced(session, this.#givesBytesPerSecond) : session;
-    const passOn = new PassOn(async (id) => {
-      const [near, far] = duplexPair();
-      this.others.find((other) => other.id === id)!.serve(far, group, false);
-      return near;
-    });
-    serveSlabs({ store: this.store, group, session: served, passOn }).catch(() => {});
-  }
-
-  /** Its daemon is gone, and with it all that it held. */
-  die(): void {
-    this.#isDead = true;
-    for (const session of this.#sessions) session.destroy();
-  }
-}
-
-/** The same stream, which takes no more than this. */
-function paced(stream: Duplex, bytesPerSecond: number): Duplex {
-  const slow = new Transform({
-    transform(chunk: Buffer, _encoding, done) {
-      setTimeout(done, (chunk.length * 1000) / bytesPerSecond, null, chunk);
-    },
-  });
-  slow.pipe(stream);
-  slow.on('error', () => {});
-  stream.once('close', () => slow.destroy());
-  const both = Duplex.from({ readable: stream, writable: slow });
-  both.on('error', () => {});
-  return both;
-}
-
 /** Two ends of one stream with a buffer between them, as a link has. */
 export async function streamPair(): Promise<[Duplex, Duplex]> {
   const far = Promise.withResolvers<Duplex>();
@@ -483,71 +419,6 @@ export async function streamPair(): Promise<[Duplex, Duplex]> {
   const { port } = server.address() as { port: number };
   const near = createConnection({ port, host: '127.0.0.1', allowHalfOpen: true });
   return [near, await far.promise];
-}
-
-/**
- * In the guest: rewrites blocks of memory and of disk with random bytes, and before each checks that the block is
- * still what was written. A mismatch is written down and ends it.
- */
-const checker = `
-cd $1; n=0; echo 0 >$3/count
-while :; do
-  i=$((n % $2)); 
-  if [ -e b$i ]; then [ "$(md5sum <b$i)" = "$(cat $3/s$i)" ] || { echo "block $i of $1 at $n" >>/run/corrupt; exit 1; }; fi
-  head -c $4 /dev/urandom >b$i; [ $5 = 0 ] || sync b$i
-  md5sum <b$i >$3/s$i
-  n=$((n + 1)); echo $n >$3/count
-done`;
-
-/** Starts both checkers in the guest. */
-export async function startCheckers(machine: Machine): Promise<void> {
-  const start =
-    `mkdir -p /dev/shm/memory /run/sums-memory /run/sums-disk /data/disk; cat >/run/checker; ` +
-    `setsid sh /run/checker /dev/shm/memory 24 /run/sums-memory 393216 0 </dev/null >/dev/null 2>&1 & ` +
-    `setsid sh /run/checker /data/disk 12 /run/sums-disk 131072 1 </dev/null >/dev/null 2>&1 &`;
-  await inGuest(machine, start, checker);
-  // Once round, so that every block is checked from now on.
-  await checked(machine, { memory: 24, disk: 12 });
-}
-
-/** From now on the guest rewrites 8 MiB of its memory whenever it has nothing better to do. */
-export async function startWriting(machine: Machine): Promise<void> {
-  const write = 'while :; do dd if=/dev/shm/random of=/dev/shm/hot bs=1M conv=notrunc; done';
-  await inGuest(
-    machine,
-    `head -c 8388608 /dev/urandom >/dev/shm/random; setsid nice -n 19 sh -c '${write}' </dev/null >/dev/null 2>&1 &`,
-  );
-}
-
-/** Waits until the guest has checked that many more blocks, and that none was corrupt. */
-export async function checked(machine: Machine, more = { memory: 26, disk: 13 }): Promise<void> {
-  const first = await counts(machine);
-  for (const deadline = Date.now() + 180_000; ; ) {
-    const now = await counts(machine);
-    if (now.memory >= first.memory + more.memory && now.disk >= first.disk + more.disk) return;
-    assert.ok(Date.now() < deadline, `the guest checks nothing any more: ${JSON.stringify({ first, now })}`);
-    await sleep(200);
-  }
-}
-
-async function counts(machine: Machine): Promise<{ memory: number; disk: number }> {
-  const script = 'cat /run/corrupt 2>/dev/null; echo -; cat /run/sums-memory/count /run/sums-disk/count';
-  const ask = () => inGuest(machine, script);
-  // On a busy machine, or while its pages are elsewhere, it may answer late, and then is asked again.
-  const answer = await ask().catch(ask).catch(ask).catch(ask);
-  const [corrupt, numbers] = answer.split('-\n');
-  assert.equal(corrupt, '');
-  const [memory, disk] = numbers!.split('\n').map(Number);
-  return { memory: memory!, disk: disk! };
-}
-
-export async function inGuest(machine: Machine, script: string, input?: string): Promise<string> {
-  const { stdout } = await machine.agent.exec({
-    argv: ['/bin/sh', '-c', script],
-    timeoutMs: 30_000,
-    ...(input !== undefined && { input }),
-  });
-  return stdout;
 }
 
 /** What a VM that came by post-copy has until its QEMU ends. */

@@ -4,14 +4,8 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { migrationModes } from '../../src/model/migration.ts';
-import {
-  assertForward,
-  assertNothingLeft,
-  checked,
-  Lab,
-  startCheckers,
-  startWriting,
-} from './migration-lab.ts';
+import { checked, startCheckers, startWriting } from './checking-guest.ts';
+import { assertForward, assertNothingLeft, Lab } from './migration-lab.ts';
 
 test('a VM that writes goes from site to site in every mode', async (context) => {
   await using lab = await Lab.make();

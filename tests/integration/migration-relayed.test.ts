@@ -5,7 +5,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { MiB } from '../../src/model/units.ts';
-import { assertNothingLeft, checked, Lab, LabRelay, startCheckers } from './migration-lab.ts';
+import { checked, startCheckers } from './checking-guest.ts';
+import { LabRelay } from './lab-relay.ts';
+import { assertNothingLeft, Lab } from './migration-lab.ts';
 
 /** To the destination it goes slowly, so that most is given to relays. */
 const relayed = {

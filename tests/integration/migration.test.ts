@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { MiB } from '../../src/model/units.ts';
 import { diskUsage } from '../../src/vm/disks.ts';
-import { assertForward, assertNothingLeft, checked, Lab, type Site, startCheckers } from './migration-lab.ts';
+import { checked, startCheckers } from './checking-guest.ts';
+import { assertForward, assertNothingLeft, Lab, type Site } from './migration-lab.ts';
 
 test('a VM moves from A to B and back without losing a byte', async (context) => {
   await using lab = await Lab.make();

@@ -7,8 +7,8 @@ import { after, before, test } from 'node:test';
 import type { LabCloudlet, LabFleet } from '../../src/lab/fleet.ts';
 import { MiB } from '../../src/model/units.ts';
 import type { MigrateVm, Migration } from '../../src/sdk/node.ts';
+import { checked, startCheckers } from './checking-guest.ts';
 import { assertGone, booted, done, importTiny, openFleet, patienceMs, refused, sh } from './lab-vm.ts';
-import { checked, startCheckers } from './migration-lab.ts';
 import { StorageHost, whyNot } from './storage-servers.ts';
 
 const options = { timeout: 900_000 };
