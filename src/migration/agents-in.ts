@@ -13,13 +13,14 @@ import { connectNbd, type NbdClient } from '../nbd/index.ts';
 import type { BlockReader, SetName } from '../pages/index.ts';
 import type { RelayHolds } from '../relay/index.ts';
 import type { Machine } from '../vm/machine.ts';
-import { DestinationAgent, type Merging } from './condensed/destination-agent.ts';
+import { DestinationAgent } from './condensed/destination-agent.ts';
 import { diskReader, takeDisk } from './condensed/disk-destination.ts';
 import { mirroredSet } from './condensed/disk-frames.ts';
 import { GuestMemory } from './condensed/guest-memory.ts';
 import { exportName } from './mirror.ts';
 import type { Custody } from './relayed/custody.ts';
 import { Manifest } from './relayed/manifest.ts';
+import type { Merging } from './relayed/memory-merging.ts';
 
 export interface AgentsInSurroundings {
   /** Reference sets that this cloudlet holds, and their blocks. */

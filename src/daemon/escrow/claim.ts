@@ -3,11 +3,11 @@
  * not touched, before all of its memory is in a QEMU that stands still.
  */
 import { createConnection } from 'node:net';
-import type { WholeStream } from '../../migration/condensed/destination-agent.ts';
 import { unmarkDisk } from '../../migration/disk-mark.ts';
 import { listenForMemory, stopListening, waitUntilLoaded } from '../../migration/memory-in.ts';
 import type { Preflight } from '../../migration/preflight.ts';
 import type { Manifest } from '../../migration/relayed/manifest.ts';
+import type { WholeStream } from '../../migration/relayed/memory-merging.ts';
 import { Restore } from '../../migration/relayed/restore.ts';
 import { AppError } from '../../model/errors.ts';
 import type { Uuid } from '../../model/ids.ts';

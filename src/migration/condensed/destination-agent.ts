@@ -17,7 +17,6 @@ import type { Duplex } from 'node:stream';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
 import { AppError } from '../../model/errors.ts';
-import type { Uuid } from '../../model/ids.ts';
 import type { MergeStatistics } from '../../model/migration.ts';
 import {
   type BlockReader,
@@ -27,7 +26,6 @@ import {
   type SetName,
 } from '../../pages/index.ts';
 import {
-  AnswerParser,
   askReceivedBitmap,
   type BlockTable,
   devicesOf,
@@ -42,18 +40,9 @@ import {
   renameSection,
   startSection,
 } from '../../stream/index.ts';
-import {
-  mostPages,
-  parseAlike,
-  parseBorrowed,
-  parseDivision,
-  parseRuns,
-  parseSlab,
-  parseStale,
-  type Run,
-} from '../relayed/division.ts';
+import { parseDivision, type Run } from '../relayed/division.ts';
 import { Manifest } from '../relayed/manifest.ts';
-import { Merger } from '../relayed/merger.ts';
+import { MemoryMerging, type Merging } from '../relayed/memory-merging.ts';
 import { framesOf } from './frame-stream.ts';
 import { agentError, encodeFrame, encodeJson, frame, maxFrameBytes, protocolVersion } from './frames.ts';
 import type { GuestRam, WritableRam } from './guest-memory.ts';
@@ -61,6 +50,7 @@ import { type Hello, type Layout, parseHello, parseLayout } from './handshake.ts
 import { PageFeed } from './page-feed.ts';
 import { PageSet } from './page-set.ts';
 import { PlacedPages } from './placed-pages.ts';
+import { QemuAnswers } from './qemu-answers.ts';
 import {
   isSqueezed,
   openSet,
@@ -116,30 +106,6 @@ export interface Placing {
   keep: (missing: Buffer) => Promise<void>;
 }
 
-/** What the destination of a relayed migration needs beside the link. */
-export interface Merging {
-  /** What an earlier agent knew of the relays: the source is not needed, and there is no link. */
-  manifest?: Manifest | undefined;
-  /** A session of the group with a relay. */
-  openRelay: (id: Uuid, group: string) => Promise<Duplex>;
-  /** Where everything is that is missing; when this resolves, it outlives the daemon. */
-  keep: (manifest: Manifest, whole?: WholeStream) => Promise<void>;
-  /**
-   * Somebody else is to be able to go on with the VM: it counts as divided when all of its pages are with relays, and
-   * `keep` gets what QEMU is to be told besides.
-   */
-  wantsWhole?: boolean;
-  /** It is kept: the source is not needed any more. */
-  onDivided: () => void;
-  onLost: (message: string) => void;
-}
-
-/** What a QEMU is to be told before and after the pages, to have the VM as it left the source. */
-export interface WholeStream {
-  opening: Buffer;
-  tail: Buffer;
-}
-
 export class DestinationAgent {
   readonly #options: DestinationAgentOptions;
   readonly #readers: BoundedReader[] = [];
@@ -150,9 +116,7 @@ export class DestinationAgent {
   #table: BlockTable | undefined;
   #feed: PageFeed | undefined;
   #rebuilder: Rebuilder | undefined;
-  /** Of slabs with pages of another VM. */
-  #borrowing: Rebuilder | undefined;
-  #answers: AnswerParser | undefined;
+  #answers: QemuAnswers | undefined;
   #state: 'filling' | 'lacking' | 'done' = 'filling';
   /** Filling: what must come again. Lacking: what is yet to come. */
   #missing = new PageSet(0);
@@ -162,33 +126,22 @@ export class DestinationAgent {
   readonly #broken = Promise.withResolvers<never>();
   /** Of what came, if it is to be remembered. */
   #digests: Buffer | undefined;
-  /** The block of QEMU's last request. */
-  #block = -1;
   #placed: PlacedPages | undefined;
   /** Pages that came past the stream are not known to QEMU. Those that its stream has brought since the VM runs: */
   #given: PageSet | undefined;
-  #emptied: (() => void) | undefined;
-  /** While a post-copy is resumed: QEMU's bitmaps, and its word that it goes on. */
-  #bitmaps: ((block: number, bits: Buffer) => void) | undefined;
-  #acknowledged: (() => void) | undefined;
   #layout: Layout | undefined;
   /** What writes to QEMU does so in its turn. */
   #turn: Promise<unknown> = Promise.resolve();
-  #manifest: Manifest | undefined;
-  #merger: Merger | undefined;
-  /** Settles when the merger has nothing to do any more. */
-  #merged: Promise<void> | undefined;
-  /** The source has nothing more to tell; nothing depends on it. */
-  #isDividedThere = false;
-  #isKeeping = false;
-  #isDivided = false;
+  /** Of what is with relays, since the source speaks of them. */
+  #relayed: MemoryMerging | undefined;
+  #isPlain = false;
 
   constructor(options: DestinationAgentOptions) {
     this.#options = options;
   }
 
   get mergeStatistics(): MergeStatistics | undefined {
-    return this.#merger?.statistics;
+    return this.#relayed?.statistics;
   }
 
   /** Resolves when QEMU has got all that it needs. Whatever breaks it, link and socket are destroyed. */
@@ -198,13 +151,13 @@ export class DestinationAgent {
     broken.promise.catch(() => {});
     qemu.on('error', broken.reject);
     // It may break when nobody reads or writes it any more.
-    link?.on('error', (error) => this.#isDivided || broken.reject(error));
+    link?.on('error', (error) => this.#relayed?.isDivided || broken.reject(error));
     qemu.on('close', () => {
       if (this.#state !== 'done') broken.reject(new Error('QEMU closed its stream'));
     });
     qemu.on('data', (bytes: Buffer) => {
       try {
-        this.#answer(bytes);
+        this.#answers?.take(bytes);
       } catch (error) {
         broken.reject(error);
       }
@@ -217,7 +170,7 @@ export class DestinationAgent {
       qemu.destroy();
       throw error;
     } finally {
-      await this.#merger?.end({ drop: this.#state === 'done' });
+      await this.#relayed?.end({ drop: this.#state === 'done' });
       await this.#ended.disposeAsync();
     }
   }
@@ -229,9 +182,9 @@ export class DestinationAgent {
       await this.#follow(link);
     } catch (error) {
       // A source that has left need not say good-bye.
-      if (!this.#isDivided) throw error;
+      if (!this.#relayed?.isDivided) throw error;
     }
-    if (this.#isDivided) await this.#merged;
+    if (this.#relayed?.isDivided) await this.#relayed.merged;
     // The last of it may still be on its way to QEMU.
     await this.#turn;
     if (this.#state !== 'done' && !this.#isPlain) throw agentError('its end before the stream was whole');
@@ -252,10 +205,12 @@ export class DestinationAgent {
       else if (type === frame.command && !this.#tail)
         await this.#inTurn(() => this.#feed!.between(Buffer.from(body)));
       else if (type === frame.tail && !this.#tail) await this.#inTurn(() => this.#takeTail(body));
-      else if (type === frame.division && !this.#manifest)
-        this.#divide(new Manifest(parseDivision(body), this.#layout!));
-      else if (this.#manifest) await this.#learn(this.#manifest, type, body);
-      else throw agentError(`a frame of type ${type} out of place`);
+      else if (type === frame.division && !this.#relayed)
+        this.#beginMerging(new Manifest(parseDivision(body), this.#layout!));
+      else if (this.#relayed) {
+        this.#relayed.learn(type, body);
+        await this.#perhapsDivided();
+      } else throw agentError(`a frame of type ${type} out of place`);
     }
   }
 
@@ -264,7 +219,6 @@ export class DestinationAgent {
     this.#turn = turn.catch(() => {});
     return turn;
   }
-  #isPlain = false;
 
   async #open(hello: Hello): Promise<void> {
     const { sets, openReader, setTimeoutMs } = this.#options;
@@ -305,10 +259,9 @@ export class DestinationAgent {
     // Its thread starts meanwhile.
     const placed = new PlacedPages(memory.writerOf(this.#rebuilder!.made), table.pages);
     this.#ended.use(placed);
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#emptied = resolve;
+    const emptied = this.#answers!.pong(emptyPing);
     await this.#feed!.between(ping(emptyPing));
-    await promise;
+    await emptied;
     try {
       memory.use(table);
       await placed.begin();
@@ -326,7 +279,7 @@ export class DestinationAgent {
     this.#table = table;
     this.#missing = new PageSet(table.pages);
     this.#asked = new PageSet(table.pages);
-    this.#answers = new AnswerParser(Math.max(...table.blocks.map(({ pages }) => pages)));
+    this.#answers = new QemuAnswers(table, (pages) => this.#request(pages));
     this.#rebuilder = new Rebuilder({ pages: table.pages, sets: this.#readers, memory });
     this.#feed = new PageFeed(qemu, sectionId, table);
   }
@@ -349,16 +302,6 @@ export class DestinationAgent {
 
   async #take(batch: Unpacked): Promise<void> {
     await this.#place(await this.#rebuilder!.rebuild(batch));
-  }
-
-  /** What is in a part of a slab, for all pages that it is good for. */
-  async #takeSlab(batch: Unpacked, manifest: Manifest, slab: number): Promise<void> {
-    const isBorrowed = manifest.isBorrowed(slab);
-    if (isBorrowed) this.#borrowing ??= new Rebuilder({ pages: mostPages, sets: [], memory: undefined });
-    const rebuilt = await (isBorrowed ? this.#borrowing! : this.#rebuilder!).rebuild(batch);
-    if (isBorrowed && rebuilt.missed.length > 0) throw agentError(`slab ${slab} with references`);
-    const pagesOf = (page: number) => manifest.pagesOf(slab, page);
-    await this.#place({ ...rebuilt, runs: rebuilt.runs.flatMap((run) => spread(run, pagesOf)) });
   }
 
   async #place({ runs, missed, lost }: Rebuilt): Promise<void> {
@@ -449,24 +392,8 @@ export class DestinationAgent {
     if (this.#digests) this.#options.remember!(this.#digests);
   }
 
-  /** What QEMU says: page faults of the guest, mostly. */
-  #answer(bytes: Buffer): void {
-    for (const answer of this.#answers?.push(bytes) ?? []) {
-      if (answer.name === 'request-pages') this.#request(answer);
-      if (answer.name === 'pong' && answer.value === emptyPing) this.#emptied?.();
-      if (answer.name === 'resume-ack') this.#acknowledged?.();
-      if (answer.name === 'received-bitmap')
-        this.#bitmaps?.(this.#table!.indexOf(answer.blockName), answer.bits);
-    }
-  }
-
-  #request({ blockName, startByte, bytes }: { blockName?: string; startByte: number; bytes: number }): void {
-    if (blockName !== undefined) this.#block = this.#table!.indexOf(blockName);
-    const block = this.#table!.blocks[this.#block];
-    if (!block) throw agentError(`a request for pages of the unknown block ${blockName}`);
-    const first = block.firstPage + Math.floor(startByte / pageBytes);
-    const end = Math.min(first + Math.ceil(bytes / pageBytes), block.firstPage + block.pages);
-    const pages = Array.from({ length: end - first }, (_, index) => first + index);
+  /** QEMU asks for pages: page faults of the guest, mostly. */
+  #request(pages: readonly number[]): void {
     this.#want(pages.filter((page) => this.#missing.has(page)));
     for (const page of pages) if (!this.#missing.has(page)) this.#giveZeroes(page);
   }
@@ -476,11 +403,10 @@ export class DestinationAgent {
     const wanted: number[] = [];
     for (const page of pages) {
       if (!this.#asked.add(page)) continue;
-      if (this.#merger && this.#manifest!.covers(page)) this.#merger.want(page);
-      else wanted.push(page);
+      if (!this.#relayed?.want(page)) wanted.push(page);
     }
     // Also where relays have all of it: the source pushes less while the guest asks.
-    if (wanted.length > 0 || (this.#merger && !this.#isDivided)) this.#ask(wanted, false);
+    if (wanted.length > 0 || this.#relayed?.isDivided === false) this.#ask(wanted, false);
   }
 
   /** QEMU does not have it, and nobody misses it, as far as is known: where a post-copy goes on, that comes first. */
@@ -508,21 +434,17 @@ export class DestinationAgent {
     const before = missingBefore && PageSet.fromBytes(table.pages, missingBefore);
     if (before) this.#given = new PageSet(table.pages);
     for (const [index, { name, firstPage, pages }] of table.blocks.entries()) {
-      const { promise, resolve } = Promise.withResolvers<Buffer>();
-      this.#bitmaps = (block, bits) => {
-        if (block === index) resolve(bits);
-      };
+      const received = this.#answers!.received(index);
       await this.#feed!.between(askReceivedBitmap(name));
-      const bits = await promise;
+      const bits = await received;
       for (let page = 0; page < pages; page++) {
         const isMissing = !(bits[page >>> 3]! & (1 << (page & 7)));
         if (isMissing && before?.has(firstPage + page) !== false) missing.add(firstPage + page);
       }
     }
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#acknowledged = resolve;
+    const goesOn = this.#answers!.goesOn();
     await this.#feed!.between(postcopyResume());
-    await promise;
+    await goesOn;
     await this.#feed!.between(renameSection(sectionId));
     this.#state = 'lacking';
     this.#options.link?.write(encodeFrame(frame.missing, await compress(missing.toBytes())));
@@ -530,74 +452,27 @@ export class DestinationAgent {
   }
 
   /** From now on the source says what relays hold. */
-  #divide(manifest: Manifest): void {
+  #beginMerging(manifest: Manifest): void {
     const { merging } = this.#options;
     if (!merging || this.#hello?.mode === 'precopy') throw agentError('a division that was not agreed on');
-    const { relays, group } = manifest.division;
-    this.#manifest = manifest;
-    this.#merger = new Merger({
+    this.#relayed = new MemoryMerging({
+      merging,
       manifest,
-      open: (relay) => merging.openRelay(relays[relay]!, group),
       missing: this.#missing,
-      place: async (body, slab) => {
-        const unpacked = await unpack(body);
-        await this.#inTurn(() => this.#takeSlab(unpacked, manifest, slab));
-      },
-      placeZeroes: (runs) => this.#inTurn(() => this.#takeZeroes(runs)),
-      onLost: merging.onLost,
+      asked: this.#asked,
+      rebuilder: this.#rebuilder!,
+      place: (rebuilt) => this.#place(rebuilt),
+      placeZeroes: (runs) => this.#takeZeroes(runs),
+      inTurn: (work) => this.#inTurn(work),
+      wholeStream: () =>
+        this.#opening && this.#tail ? { opening: this.#opening, tail: this.#tail } : undefined,
+      isDone: () => this.#state === 'done',
+      onBroken: this.#broken.reject,
     });
   }
 
-  async #learn(manifest: Manifest, type: number, body: Buffer): Promise<void> {
-    const { pages } = this.#table!;
-    if (type === frame.slab) manifest.add(parseSlab(body, pages, manifest.division));
-    else if (type === frame.borrowed) manifest.add(parseBorrowed(body, manifest.division));
-    else if (type === frame.zeroes) manifest.addZeroes(parseRuns(body, pages));
-    else if (type === frame.alike) manifest.addAlike(parseAlike(body, pages));
-    else if (type === frame.stale) manifest.addStale(parseStale(body, pages));
-    else if (type === frame.divided) this.#isDividedThere = true;
-    else throw agentError(`a frame of type ${type} out of place`);
-    await this.#perhapsDivided();
-  }
-
-  /** What is still on its way from the source, or is to be mended by it, is waited for. */
   async #perhapsDivided(): Promise<void> {
-    const manifest = this.#manifest;
-    if (!manifest || !this.#isDividedThere || this.#isDivided || this.#state !== 'lacking') return;
-    if (this.#isKeeping || manifest.firstUncovered(this.#missing) >= 0) return;
-    const { keep, onDivided, wantsWhole } = this.#options.merging!;
-    if (wantsWhole) return this.#depositWhole(manifest);
-    this.#isKeeping = true;
-    await keep(manifest);
-    this.#isDivided = true;
-    onDivided();
-    this.#startMerging();
-  }
-
-  /** Whoever it is left with may be long in answering: the VM becomes whole meanwhile. */
-  #depositWhole(manifest: Manifest): void {
-    const { keep, onDivided } = this.#options.merging!;
-    const [opening, tail, table] = [this.#opening, this.#tail, this.#table!];
-    const all = new PageSet(table.pages);
-    all.addRange(0, table.pages);
-    // An agent that goes on for another has not heard all of it.
-    if (!opening || !tail || manifest.firstUncovered(all) >= 0) return;
-    this.#isKeeping = true;
-    this.#startMerging();
-    keep(manifest, { opening, tail }).then(() => {
-      if (this.#state === 'done') return;
-      this.#isDivided = true;
-      onDivided();
-    }, this.#broken.reject);
-  }
-
-  /** What the guest has asked for at the source comes from relays now as well; then everything else. */
-  #startMerging(): void {
-    const merger = this.#merger!;
-    const asked = this.#asked;
-    for (let page = asked.next(0); page >= 0; page = asked.next(page + 1)) merger.want(page);
-    this.#merged = merger.run();
-    this.#merged.catch(() => {});
+    if (this.#state === 'lacking') await this.#relayed?.perhapsDivided();
   }
 
   async #takeZeroes(runs: readonly Run[]): Promise<void> {
@@ -613,20 +488,9 @@ export class DestinationAgent {
     this.#prepare(manifest.layout);
     await this.#inTurn(() => this.#resume(table, sectionId));
     if (this.#state === 'done') return;
-    this.#isDivided = true;
-    this.#divide(manifest);
-    const lost = manifest.firstUncovered(this.#missing);
-    if (lost >= 0) throw agentError(`a manifest without page ${lost}`);
-    this.#startMerging();
-    await this.#merged;
+    this.#beginMerging(manifest);
+    this.#relayed!.goOn();
+    await this.#relayed!.merged;
     await this.#turn;
   }
-}
-
-/** The content of each page of a run, for all pages that have it. */
-function spread({ page, count, content }: PageRun, pagesOf: (page: number) => number[]): PageRun[] {
-  return Array.from({ length: count }, (_, index) => {
-    const part = content?.subarray(index * pageBytes, (index + 1) * pageBytes);
-    return pagesOf(page + index).map((each) => ({ page: each, count: 1, content: part }));
-  }).flat();
 }

@@ -2,8 +2,9 @@
  * The custodian's part, as the destination sees it: a third cloudlet that is left with what may let it go on with the VM, and
  * whose word counts before the VM is whole here, or has ended.
  */
-import type { WholeStream } from '../condensed/destination-agent.ts';
+
 import type { Manifest } from './manifest.ts';
+import type { WholeStream } from './memory-merging.ts';
 
 /** What a third cloudlet is left with, which may go on with the VM if this one is lost; and its word. */
 export interface Escrow {

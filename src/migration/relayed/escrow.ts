@@ -3,8 +3,8 @@
  * QEMU is to be told before and after the pages. Each with its length (u32, big-endian) before it.
  */
 
-import type { WholeStream } from '../condensed/destination-agent.ts';
 import { agentError } from '../condensed/frames.ts';
+import type { WholeStream } from './memory-merging.ts';
 
 export interface EscrowBytes {
   facts: Buffer;

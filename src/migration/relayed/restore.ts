@@ -5,12 +5,12 @@
 import type { Duplex, Writable } from 'node:stream';
 import { AppError } from '../../model/errors.ts';
 import { pageBytes, startSection } from '../../stream/index.ts';
-import type { WholeStream } from '../condensed/destination-agent.ts';
 import { PageFeed } from '../condensed/page-feed.ts';
 import { PageSet } from '../condensed/page-set.ts';
 import { type PageRun, Rebuilder, unpack } from '../condensed/rebuilder.ts';
 import type { Run } from './division.ts';
 import type { Manifest } from './manifest.ts';
+import type { WholeStream } from './memory-merging.ts';
 import { Merger } from './merger.ts';
 
 export interface RestoreOptions {
