@@ -37,7 +37,7 @@ const { source, destination, relays } = world;
 status.say(
   `${vm} boots, and fills ${size.filledMiB} MiB, half of it with random bytes, which takes it a minute or two`,
 );
-await world.boot([vm], size);
+await world.boot([vm], { ...size, does: 'reads' });
 status.say(
   `${vm} runs at src: ${size.memoryMiB} MiB, ${size.filledMiB} MiB of it filled and read all the while`,
 );

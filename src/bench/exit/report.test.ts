@@ -52,6 +52,20 @@ test('each part has its table and its drawing, and the guest of the relayed move
   assert.doesNotMatch(text + Object.values(figures).join(''), /NaN|undefined/);
 });
 
+test('one that was called off says so, and a guest that writes has rows and a drawing of its own', () => {
+  const { totalMs: _, ...calledOff } = run({
+    wanted: { engine: 'direct', mode: 'precopy', relays: 0, replicas: 0 },
+    exitMs: 280_000,
+    isCalledOff: true,
+  });
+  const runs = [run({}), run({ does: 'writes' }), calledOff];
+  const figures = Object.keys(figuresOf(runs));
+  const text = markdownOf(runs, ['# Title'], figures);
+  assert.match(text, /direct precopy +\| +1 \| +40, 4, 80 \| +not after 280\.0 \| +\| +\| +\|/);
+  assert.match(text, /2 replicas, guest writes +\|/);
+  assert.match(text, /throughput\.svg[^#]*throughput-writes\.svg/);
+});
+
 test('the CSV has a row for each run and a value for each column', () => {
   const [head, ...rows] = csvOf([run({}), direct])
     .trim()

@@ -21,7 +21,11 @@ export interface Run {
   vms: number;
   /** Of each guest; missing where it was 128 MiB with 24 MiB of content. */
   size?: { memoryMiB: number; filledMiB: number };
+  /** Missing where it reads. */
+  does?: 'reads' | 'writes';
+  /** Or until it was called off. */
   exitMs: number;
+  isCalledOff?: boolean;
   /** Where it was waited for at the same rates. */
   totalMs?: number;
   downtimeMs?: number;
@@ -51,8 +55,9 @@ const keyOf = (run: Run): string => {
     vms,
   ].join(' ');
 };
-const sizeOf = ({ size }: Run): string =>
-  size && size.memoryMiB !== 128 ? `, ${size.memoryMiB} MiB guest with ${size.filledMiB} MiB` : '';
+const sizeOf = ({ size, does }: Run): string =>
+  (size && size.memoryMiB !== 128 ? `, ${size.memoryMiB} MiB guest with ${size.filledMiB} MiB` : '') +
+  (does === 'writes' ? ', guest writes' : '');
 const seconds = (ms: number): string => (ms / 1000).toFixed(1);
 
 const titles: Record<Part, string> = {
@@ -113,7 +118,8 @@ export function markdownOf(
   return [
     ...notes,
     ...sections,
-    ...throughput.flatMap((name) => ['', '## The guest meanwhile', '', `![The guest meanwhile](${name})`]),
+    ...(throughput.length > 0 ? ['', '## The guest meanwhile'] : []),
+    ...throughput.flatMap((name) => ['', `![The guest meanwhile](${name})`]),
   ].join('\n');
 }
 
@@ -138,10 +144,10 @@ function tableOf(rows: readonly Row[]): string {
         `${nameOf(wanted)}${sizeOf(run)}${place === 'lab' ? '' : `, ${place}`}`,
         String(vms),
         `${rates.uplinkMbps}, ${Number(rates.destinationMbps.toFixed(1))}, ${Number(rates.relayMbps.toFixed(1))}`,
-        seconds(exitMs),
-        ofIdeal.toFixed(2),
+        `${run.isCalledOff ? 'not after ' : ''}${seconds(exitMs)}`,
+        run.isCalledOff ? '' : ofIdeal.toFixed(2),
         totalMs === undefined ? '' : seconds(totalMs),
-        downtimeMs.toFixed(0),
+        run.isCalledOff ? '' : downtimeMs.toFixed(0),
         (sentBytes / 1e6).toFixed(1),
         // Links that are free from the exit on say nothing of faults.
         faults > 0 && totalMs !== undefined ? `${faults.toFixed(0)}, ${faultMs.toFixed(0)}${ofRtt}` : '',
@@ -203,10 +209,18 @@ export function figuresOf(runs: readonly Run[]): Record<string, string> {
     ),
     'bench-exit-unhindered.svg': draw('unhindered', times),
   };
-  const merging = runs.findLast(
-    ({ part, wanted }) => part === 'engines' && wanted.engine === 'relayed' && wanted.mode === 'postcopy',
-  );
-  if (merging) figures['bench-exit-throughput.svg'] = drawThroughput(merging);
+  for (const writes of [false, true]) {
+    const merging = runs.findLast(
+      ({ part, wanted, does, totalMs }) =>
+        part === 'engines' &&
+        wanted.engine === 'relayed' &&
+        wanted.mode === 'postcopy' &&
+        (does === 'writes') === writes &&
+        totalMs !== undefined,
+    );
+    if (merging)
+      figures[`bench-exit-throughput${writes ? '-writes' : ''}.svg`] = drawThroughput(merging, writes);
+  }
   return Object.fromEntries(Object.entries(figures).filter(([, svg]) => svg !== undefined)) as Record<
     string,
     string
@@ -224,10 +238,10 @@ const bar = ({ run }: Row, ms: number | undefined): Bar => {
   };
 };
 
-function drawThroughput({ throughput, exitMs, totalMs }: Run): string {
+function drawThroughput({ throughput, exitMs, totalMs }: Run, writes: boolean): string {
   return lineChart({
     title: 'What the guest did while it moved by way of relays',
-    subtitle: 'reads of 128 KiB of its memory, here and there, per second',
+    subtitle: `128 KiB of its memory ${writes ? 'written' : 'read'}, here and there, per second`,
     unit: '1/s',
     timeUnit: 's',
     points: throughput.map(({ at, value }) => ({ at: at / 1000, value })),

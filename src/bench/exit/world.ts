@@ -12,12 +12,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type LabCloudlet, LabFleet } from '../../lab/fleet.ts';
 import { guestImage } from '../../lab/guests.ts';
 import { Lab } from '../../lab/lab.ts';
+import { AppError } from '../../model/errors.ts';
 import type { MigrationResult } from '../../model/migration.ts';
 import { GiB, MiB } from '../../model/units.ts';
 import { type Step, timelineOf } from '../timeline.ts';
 
 export const [hub, sourceName, destinationName] = ['hub', 'src', 'dst'];
 const patienceMs = 300_000;
+/** One that has not ended by then is called off: a pre-copy whose guest changes more than the link takes never ends. */
+const mostMoveMs = 280_000;
 const sampleMs = 250;
 /** All guests are one tenant's. */
 const tenant = 'bench';
@@ -37,8 +40,9 @@ export interface Wanted {
 }
 
 export interface Move {
-  /** Until the source held nothing of any of the VMs any more; until all of them were whole. */
+  /** Until the source held nothing of any of the VMs any more, or it was called off; until all of them were whole. */
   exitMs: number;
+  isCalledOff: boolean;
   totalMs: number;
   results: MigrationResult[];
   /** What the first guest did in each moment, in turns per second, by ms from the request. */
@@ -48,25 +52,41 @@ export interface Move {
   timeline: Step[];
 }
 
+/** Memory that a guest which writes works on, beside what it has. */
+const scratchMiB = 8;
+
+export interface Guest {
+  memoryMiB: number;
+  filledMiB: number;
+  does: 'reads' | 'writes';
+}
+
+const turns: Record<Guest['does'], (filledMiB: number) => string> = {
+  reads: (filledMiB) =>
+    `dd if=/dev/shm/file bs=16k skip=$((RANDOM % ${(filledMiB * MiB) / 16384})) count=8 2>/dev/null | md5sum >/dev/null`,
+  writes: () =>
+    `dd if=/dev/urandom of=/dev/shm/scratch bs=16k seek=$((RANDOM % ${(scratchMiB * MiB) / 16384})) count=8 conv=notrunc 2>/dev/null`,
+};
+
 /**
- * What each guest does: it reads its memory here and there, and says so on its console. Half of what it has in memory is
- * random and half is text; nothing of it is there twice, but all guests have the same text.
+ * What each guest does: it reads its memory here and there, or writes it, 128 KiB each time, and says so on its console. Half
+ * of what it has in memory is random and half is text; nothing of it is there twice, but all guests have the same text.
  */
-const load = (filledMiB: number) => `
+const load = ({ filledMiB, does }: Guest) => `
 set -e
 cd /dev/shm
 head -c ${(filledMiB / 2) * MiB} /dev/urandom > file
 seq 1000000 9999999 | head -c ${(filledMiB / 2) * MiB} >> file
 md5sum file > /run/file.md5
-cat > /run/reader <<'END'
+cat > /run/work <<'END'
 while :; do
-  dd if=/dev/shm/file bs=16k skip=$((RANDOM % ${(filledMiB * MiB) / 16384})) count=8 2>/dev/null | md5sum >/dev/null
+  ${turns[does](filledMiB)}
   echo . >/dev/ttyS0
 done
 END
 touch /run/ready
 `;
-const startReading = 'setsid sh /run/reader </dev/null >/dev/null 2>&1 &';
+const startWorking = 'setsid sh /run/work </dev/null >/dev/null 2>&1 &';
 
 export class ExitWorld implements AsyncDisposable {
   readonly #made: AsyncDisposableStack;
@@ -124,9 +144,9 @@ export class ExitWorld implements AsyncDisposable {
   }
 
   /** Guests at the source that have begun with what they do. */
-  async boot(names: readonly string[], { memoryMiB, filledMiB }: { memoryMiB: number; filledMiB: number }) {
+  async boot(names: readonly string[], guest: Guest) {
     const { viper } = this.source;
-    const hardware = { memoryBytes: memoryMiB * MiB, diskBytes: 64 * MiB, nets: [] };
+    const hardware = { memoryBytes: guest.memoryMiB * MiB, diskBytes: 64 * MiB, nets: [] };
     for (const name of names)
       await viper.wait(
         await viper.createVm({ body: { name, image: 'tiny', hardware, storage: 'shared', tenant } }),
@@ -142,12 +162,12 @@ export class ExitWorld implements AsyncDisposable {
       });
     for (const vm of names) {
       await until(`the agent of ${vm}`, () => viper.getGuest({ params: { vm } }).then(Boolean, () => false));
-      await run(vm, 'cat >/run/load; setsid sh /run/load </dev/null >/dev/null 2>&1 &', load(filledMiB));
+      await run(vm, 'cat >/run/load; setsid sh /run/load </dev/null >/dev/null 2>&1 &', load(guest));
       const isReady = async () => (await run(vm, '[ -e /run/ready ]')).exitCode === 0;
       await until(`the load of ${vm}`, () => isReady().catch(() => false));
     }
-    // Those that read take the cores from those that are still being filled.
-    for (const vm of names) await run(vm, startReading);
+    // Those that work take the cores from those that are still being filled.
+    for (const vm of names) await run(vm, startWorking);
   }
 
   async setRates({ uplinkMbps, destinationMbps, relayMbps }: Rates): Promise<void> {
@@ -187,12 +207,13 @@ export class ExitWorld implements AsyncDisposable {
     await using watch = await this.#watch(names[0]!);
     const [began, beganMs] = [performance.now(), Date.now()];
     const operations = await Promise.all(names.map((vm) => viper.migrateVm({ params: { vm }, body })));
-    const ended = await Promise.all(operations.map((one) => viper.wait(one, { timeoutMs: patienceMs })));
+    const migrations = operations.map(({ subject }) => ({ params: { migration: subject.migrationId! } }));
+    const isCalledOff = !(await this.#haveEnded(operations));
     const exitMs = performance.now() - began;
     if (isExitAll) await this.setRates({ uplinkMbps: 0, destinationMbps: 0, relayMbps: 0 });
-    const migrations = ended.map(({ result }) => ({ params: { migration: result!.migrationId! } }));
+    const last = isCalledOff ? viper : this.destination.viper;
     for (const migration of migrations)
-      await until('the merge', async () => (await this.destination.viper.getMigration(migration)).over);
+      await until('the merge', async () => (await last.getMigration(migration)).over);
     const totalMs = performance.now() - began;
     // What the destination says at its end comes a moment later.
     await until('the last word', async () => {
@@ -204,15 +225,28 @@ export class ExitWorld implements AsyncDisposable {
     const sentBytes = results.reduce((sum, { link }) => sum + (link?.sentBytes ?? 0), 0);
     const first = operations[0]!.subject.migrationId!;
     const timeline = await timelineOf([this.source, this.destination], first, beganMs);
-    return { exitMs, totalMs, results, throughput: watch.samples(), sentBytes, timeline };
+    return { exitMs, isCalledOff, totalMs, results, throughput: watch.samples(), sentBytes, timeline };
   }
 
-  /** Every guest checks that its memory is what it was. */
-  async verify(names: readonly string[]): Promise<void> {
+  /** False if they had to be called off. */
+  async #haveEnded(operations: readonly { id: string }[]): Promise<boolean> {
+    const { viper } = this.source;
+    try {
+      await Promise.all(operations.map(({ id }) => viper.wait(id, { timeoutMs: mostMoveMs })));
+      return true;
+    } catch (error) {
+      if (!(error instanceof AppError) || error.code !== 'timeout') throw error;
+      for (const { id } of operations) await viper.cancelOperation({ params: { operation: id } });
+      return false;
+    }
+  }
+
+  /** Every guest checks that its memory is what it was, at the destination or where it was. */
+  async verify(names: readonly string[], { viper } = this.destination): Promise<void> {
     for (const vm of names) {
       const argv = ['/bin/sh', '-c', 'cd /dev/shm && md5sum -c /run/file.md5'];
       const call = { params: { vm }, body: { argv, timeoutMs: 60_000 } };
-      const { exitCode } = await this.destination.viper.execInGuest(call);
+      const { exitCode } = await viper.execInGuest(call);
       if (exitCode !== 0) throw new Error(`the memory of ${vm} is not what it was`);
     }
   }
