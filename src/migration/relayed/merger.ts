@@ -42,6 +42,8 @@ const restMs = 2000;
 const retryMs = 2000;
 const leastSlowMs = 1000;
 const zeroPagesAtOnce = 256;
+/** A guest that has asked for something lately is about to ask for more. */
+const calmMs = 300;
 const mostSamples = 4096;
 
 interface End {
@@ -62,6 +64,7 @@ export class Merger {
   readonly #statistics: MergeStatistics = { slabs: 0, bytes: 0, faults: 0, wrong: 0, refetched: 0 };
   readonly #faultMs: number[] = [];
   #urgent = 0;
+  #wantedAt = Number.NEGATIVE_INFINITY;
   /** Slabs that are on their way because nothing else is to do. */
   readonly #pulled = new Set<Slab>();
   #next = 0;
@@ -98,6 +101,7 @@ export class Merger {
     const { slab, page: there } = manifest.whereIs(page)!;
     const part = partOf(slab, there, manifest.division.partPages);
     const startedAt = performance.now();
+    this.#wantedAt = startedAt;
     this.#urgent += 1;
     // The rest of it is next.
     this.#next = manifest.slabs.indexOf(slab);
@@ -129,11 +133,16 @@ export class Merger {
     while (missing.size > 0 && !signal.aborted) {
       const change = this.#change.promise;
       if (this.#urgent === 0) {
-        if (this.#pulled.size < this.#window.slabs && this.#pull()) continue;
+        const most = this.#isRestless && this.#window.isSlow ? 1 : this.#window.slabs;
+        if (this.#pulled.size < most && this.#pull()) continue;
         if (await this.#pullZeroes()) continue;
       }
       if (missing.size > 0) await Promise.race([change, delay(retryMs, signal).catch(() => {})]);
     }
+  }
+
+  get #isRestless(): boolean {
+    return performance.now() - this.#wantedAt < calmMs;
   }
 
   /** Nothing of it is needed any more: `drop` lets the relays forget it. */
@@ -157,13 +166,21 @@ export class Merger {
       if (this.#pulled.has(slab) || this.#lost.has(slab.slab)) continue;
       const wanted = this.#missingOf(slab);
       if (!wanted) continue;
-      this.#next = this.#next + turn + 1;
+      const { first } = wanted;
+      const most = this.#isRestless ? this.#window.partsBetween(slab.parts.length) : slab.parts.length;
+      const last = Math.min(wanted.last, first + most - 1);
+      // The rest of it is next.
+      this.#next = this.#next + turn + (last === wanted.last ? 1 : 0);
       const wasAlone = this.#pulled.size === 0;
       this.#pulled.add(slab);
       const startedAt = performance.now();
-      this.#fetch({ slab, ...wanted, urgent: false })
+      this.#fetch({ slab, first, last, urgent: false })
         .then(
-          () => this.#window.note(performance.now() - startedAt, wasAlone),
+          () => {
+            if (last === wanted.last) this.#statistics.slabs += 1;
+            // A piece says nothing of what a slab takes.
+            if (most >= slab.parts.length) this.#window.note(performance.now() - startedAt, wasAlone);
+          },
           () => {},
         )
         .finally(() => {
@@ -220,7 +237,6 @@ export class Merger {
       try {
         const bodies = await this.#obtain(wish);
         this.#lost.delete(slab);
-        if (!wish.urgent) this.#statistics.slabs += 1;
         this.#statistics.bytes += rangeOf(wish.slab, wish.first, wish.last).length;
         for (const body of bodies) await this.#options.place(body, slab);
         return;

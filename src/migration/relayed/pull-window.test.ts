@@ -36,6 +36,17 @@ test('it follows a path that changes', () => {
   assert.ok(pull(window, 100, 5) > 18);
 });
 
+test('between two pages that a guest asks for a slow link carries little, and a fast one a slab', () => {
+  const fresh = new PullWindow();
+  assert.deepEqual([fresh.isSlow, fresh.partsBetween(8)], [false, 8], 'nobody knows yet');
+  const slow = new PullWindow();
+  pull(slow, 20, 240);
+  assert.deepEqual([slow.isSlow, slow.partsBetween(8)], [true, 1]);
+  const fast = new PullWindow();
+  pull(fast, 20, 12);
+  assert.deepEqual([fast.isSlow, fast.partsBetween(8)], [false, 8]);
+});
+
 test('it stays within bounds, whatever it is told', () => {
   const window = new PullWindow();
   for (let turn = 0; turn < 5000; turn++) {

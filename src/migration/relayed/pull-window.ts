@@ -14,6 +14,8 @@ const aging = 1.0005;
 /** After so many slabs one goes alone. */
 const aloneEvery = 400;
 const smoothing = 0.2;
+/** What may come between two pages that a guest asks for one after the other. */
+const betweenMs = 40;
 
 export class PullWindow {
   #slabs = 4;
@@ -28,6 +30,16 @@ export class PullWindow {
   /** How long a slab takes; 0 before the first. */
   get typicalMs(): number {
     return this.#typicalMs;
+  }
+
+  /** While the guest asks for one page after the other: whether a slab is more than may come in between. */
+  get isSlow(): boolean {
+    return Number.isFinite(this.#shortestMs) && this.#shortestMs > betweenMs;
+  }
+
+  /** And how much of one that has so many parts may. */
+  partsBetween(parts: number): number {
+    return this.isSlow ? Math.max(1, Math.floor((parts * betweenMs) / this.#shortestMs)) : parts;
   }
 
   /** A slab has come after so long; `wasAlone`: no other was on its way when it was asked for. */
