@@ -6,7 +6,7 @@ import { newId, type Uuid } from '../../model/ids.ts';
 import { MiB } from '../../model/units.ts';
 import { encodeFrame, frame } from '../../relay/frames.ts';
 import { memoryShelf, PassOn, SlabStore, serveSlabs } from '../../relay/index.ts';
-import type { RelayEnd } from './divider.ts';
+import type { RelayEnd } from './relay-ends.ts';
 
 const shareBytes = encodeFrame({ name: 'share', slab: 1, group: '00'.repeat(32) })[0]!.length;
 
