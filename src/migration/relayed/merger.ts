@@ -164,22 +164,23 @@ export class Merger {
     for (let turn = 0; turn < slabs.length; turn++) {
       const slab = slabs[(this.#next + turn) % slabs.length]!;
       if (this.#pulled.has(slab) || this.#lost.has(slab.slab)) continue;
-      const wanted = this.#missingOf(slab);
-      if (!wanted) continue;
-      const { first } = wanted;
-      const most = this.#isRestless ? this.#window.partsBetween(slab.parts.length) : slab.parts.length;
-      const last = Math.min(wanted.last, first + most - 1);
+      const parts = this.#missingOf(slab);
+      if (parts.length === 0) continue;
+      const isPiece = this.#isRestless && this.#window.isSlow;
+      const first = parts[0]!;
+      const end = parts.at(-1)!;
+      const last = isPiece ? lastInRow(parts, this.#window.partsBetween(slab.parts.length)) : end;
       // The rest of it is next.
-      this.#next = this.#next + turn + (last === wanted.last ? 1 : 0);
+      this.#next = this.#next + turn + (last === end ? 1 : 0);
       const wasAlone = this.#pulled.size === 0;
       this.#pulled.add(slab);
       const startedAt = performance.now();
       this.#fetch({ slab, first, last, urgent: false })
         .then(
           () => {
-            if (last === wanted.last) this.#statistics.slabs += 1;
+            if (last === end) this.#statistics.slabs += 1;
             // A piece says nothing of what a slab takes.
-            if (most >= slab.parts.length) this.#window.note(performance.now() - startedAt, wasAlone);
+            if (!isPiece) this.#window.note(performance.now() - startedAt, wasAlone);
           },
           () => {},
         )
@@ -192,25 +193,21 @@ export class Merger {
     return false;
   }
 
-  /** The first and the last part of the slab that has something which is missing. */
-  #missingOf(slab: Slab): { first: number; last: number } | undefined {
+  /** The parts of the slab that have something which is missing, in their order. */
+  #missingOf(slab: Slab): number[] {
     const { manifest, missing } = this.#options;
     const { partPages } = manifest.division;
-    let found: { first: number; last: number } | undefined;
-    const want = (from: number, to: number): void => {
-      const [first, last] = [partOf(slab, from, partPages), partOf(slab, to, partPages)];
-      found = { first: Math.min(first, found?.first ?? first), last: Math.max(last, found?.last ?? last) };
-    };
+    const parts = new Set<number>();
+    let before = 0;
     for (const [first, count] of slab.isBorrowed ? [] : slab.runs) {
-      let page = missing.next(first);
-      while (page >= 0 && page < first + count && !manifest.isGood(page, slab.slab))
-        page = missing.next(page + 1);
-      // The end of a run of which only the beginning is missing is taken along.
-      if (page >= 0 && page < first + count) want(page, first + count - 1);
+      const end = first + count;
+      for (let page = missing.next(first); page >= 0 && page < end; page = missing.next(page + 1))
+        if (manifest.isGood(page, slab.slab)) parts.add(Math.floor((before + page - first) / partPages));
+      before += count;
     }
     for (const [like, pages] of manifest.sharersOf(slab.slab))
-      if (pages.some((page) => missing.has(page))) want(like, like);
-    return found;
+      if (pages.some((page) => missing.has(page))) parts.add(partOf(slab, like, partPages));
+    return [...parts].sort((a, b) => a - b);
   }
 
   async #pullZeroes(): Promise<boolean> {
@@ -332,4 +329,12 @@ export class Merger {
     this.#change.resolve();
     this.#change = Promise.withResolvers();
   }
+}
+
+/** The last of those that follow the first without a gap, `most` of them at the most. */
+function lastInRow(parts: readonly number[], most: number): number {
+  const first = parts[0]!;
+  let count = 1;
+  while (count < most && parts[count] === first + count) count += 1;
+  return first + count - 1;
 }
