@@ -155,7 +155,7 @@ test('a refusal lists every problem, and so does a dry run', async () => {
     { field: 'memoryBytes', value: 9, wanted: 3, message: 'it needs 9 GiB of memory, 3 GiB are free' },
     { field: 'nets.0.network', value: 'lan', wanted: ['user'], message: "there is no network 'lan'" },
   ];
-  const message = `south cannot take VM 'web': ${problems.map((each) => each.message).join('; ')}`;
+  const message = `VM 'web' cannot go to south: ${problems.map((each) => each.message).join('; ')}`;
   await using shell = await setUp({
     'POST /v1/vms/web/migrate': (_, response) =>
       reply(response, 409, refusal('migration_refused', message, { problems })),
@@ -170,7 +170,7 @@ test('a refusal lists every problem, and so does a dry run', async () => {
     exitCode: 5,
     stdout: '',
     stderr:
-      "viper: south cannot take VM 'web'\n  it needs 9 GiB of memory, 3 GiB are free\n  there is no network 'lan'\n",
+      "viper: VM 'web' cannot go to south\n  it needs 9 GiB of memory, 3 GiB are free\n  there is no network 'lan'\n",
   };
   assert.deepEqual(await shell.viper(['vm', 'migrate', 'web', '--to', 'south']), wanted);
   assert.deepEqual(await shell.viper(['vm', 'migrate', 'web', '--to', 'south', '--dry-run']), wanted);
@@ -181,7 +181,7 @@ test('a refusal lists every problem, and so does a dry run', async () => {
   assert.match(forecast.stdout, /^VM db fits south\.\nTime: +1 min 1 s\nDowntime: +310 ms\nBytes: +1 GiB\n/);
   assert.match(
     forecast.stdout,
-    /Converges: +no.*\n.*memoryBytes: +1 GiB\n.*dirtyBps: +5 Mbit\/s\n.*rttMs: +12 ms/,
+    /Converges: +no.*\nFrom memory: +1 GiB\nFrom what the guest writes: +5 Mbit\/s\nFrom the round trip: +12 ms/,
   );
 });
 

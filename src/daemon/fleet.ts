@@ -2,6 +2,7 @@
  * The fleet as this daemon takes part in it: admits members, keeps the directory of peers fresh in the background,
  * and renews its own certificate long before it ends.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import {
   type Admission,
@@ -99,13 +100,8 @@ export class Fleet {
         if (!signal.aborted)
           this.#options.log.warn({ err: error }, 'refreshing the fleet failed; it is tried again');
       }
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, refreshEveryMs);
-        signal.addEventListener('abort', () => {
-          clearTimeout(timer);
-          resolve();
-        });
-      });
+      // At its end, also one that came while the fleet was asked, it is over at once.
+      await sleep(refreshEveryMs, undefined, { signal }).catch(() => {});
     }
   }
 

@@ -330,6 +330,15 @@ test('a config with a setting that is unknown or bad is refused by its name', op
   assert.match(stderr, /reserveBytes/);
 });
 
+test('a daemon that cannot listen where it is told to says so, and ends', options, async () => {
+  const directory = path.join(fleet.root, 'third');
+  await runViper('init', '--state', directory, '--name', 'third');
+  const taken = new URL(north.url).host;
+  const { code, stderr } = await runViper('serve', '--state', directory, '--listen', taken);
+  assert.equal(code, 2);
+  assert.match(stderr, new RegExp(`^viper: Cannot listen on ${taken}: another program listens there`, 'm'));
+});
+
 // --- QEMU fails
 
 test('a QEMU that dies at its start says why, and the VM rests where it was', options, async () => {

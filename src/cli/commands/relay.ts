@@ -18,7 +18,11 @@ export function addRelayCommands(program: Command): void {
     'viper relay on --memory 4G --disk 20G',
   )
     .requiredOption('--memory <size>', 'the most that is lent, such as 4G', parseSize)
-    .option('--disk <size>', 'the most of the disk that is lent, for disks that are not shared', parseSize)
+    .option(
+      '--disk <size>',
+      'the most of the disk that is lent, for disks that are not shared (none if absent)',
+      parseSize,
+    )
     .action(
       withSession(
         async ({ viper, output, signal }, { memory, disk = 0 }: { memory: number; disk?: number }) => {

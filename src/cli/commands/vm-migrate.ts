@@ -178,7 +178,7 @@ async function migrate(session: Session, name: string, options: MigrateOptions):
 function showPlan({ output }: Session, name: string, to: string, plan: MigrationPlan): void {
   const { problems, engine, forecast } = plan;
   if (problems.length > 0) {
-    const error = new ViperError('migration_refused', `${to} cannot take VM '${name}'`, {
+    const error = new ViperError('migration_refused', `VM '${name}' cannot go to ${to}`, {
       details: { problems },
     });
     if (!output.json) throw error;
@@ -193,14 +193,33 @@ function showPlan({ output }: Session, name: string, to: string, plan: Migration
       ['Time', formatDuration(forecast.totalMs)],
       ['Downtime', formatDuration(forecast.downtimeMs)],
       ['Bytes', formatBytes(forecast.bytes)],
-      ['Converges', forecast.converges ? 'yes' : 'no: pre-copy alone would not end'],
+      [
+        'Converges',
+        engine?.mode === 'postcopy'
+          ? undefined
+          : forecast.converges
+            ? 'yes'
+            : 'no: pre-copy alone would not end',
+      ],
       ...Object.entries(forecast.inputs).map(([input, value]): [string, string] => [
-        `From ${input}`,
+        `From ${inputNames[input] ?? input}`,
         withUnit(input, value),
       ]),
     ]);
   });
 }
+
+/** What the API calls them, as people do. */
+const inputNames: Record<string, string> = {
+  memoryBytes: 'memory',
+  zeroBytes: 'zeroes in it',
+  diskBytes: 'disk to send',
+  dirtyBps: 'what the guest writes',
+  bandwidthBps: 'the rate of the link',
+  rttMs: 'the round trip',
+  downtimeLimitMs: 'the longest pause',
+  learnedFrom: 'migrations before',
+};
 
 /** Units stand last in names. */
 export function withUnit(name: string, value: number): string {

@@ -60,7 +60,9 @@ export const Seed = Exact({
 /** For whom a VM runs. */
 export const Tenant = {
   ...Name,
-  description: 'For whom it runs: VMs of one tenant send what they have in common once (engine `relayed`).',
+  description:
+    'a-z, 0-9 and hyphens, at most 63 characters: for whom it runs. VMs of one tenant send what they have in common once ' +
+    '(engine `relayed`).',
 };
 
 export const CreateVm = Body(

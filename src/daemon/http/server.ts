@@ -194,7 +194,9 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
   app.server.on('checkExpectation', answerExpectation);
   await app.register(viperHttp, { cloudlet });
   cloudlet.onRenewed(({ tls }) => app.server.setSecureContext({ ...tls, minVersion: 'TLSv1.3' }));
-  await app.listen({ host: options.host, port: options.port });
+  await app.listen({ host: options.host, port: options.port }).catch((error) => {
+    throw cannotListen(error, options);
+  });
   const link = attachLink(app.server as Server, {
     identify: cloudlet.fleet.identify,
     accept: (request) => {
@@ -212,4 +214,19 @@ export async function serve(cloudlet: Cloudlet, options: { host: string; port: n
     await app.close();
   };
   return { url: `https://${host}:${port}`, app, close, [Symbol.asyncDispose]: close };
+}
+
+/** Of those by which the system refuses, what a person can do something about. */
+const refusals: Record<string, string> = {
+  EADDRINUSE: 'another program listens there',
+  EADDRNOTAVAIL: 'this host has no such address',
+  ENOTFOUND: 'there is no host of that name',
+  EACCES: 'this user may not',
+};
+
+function cannotListen(error: NodeJS.ErrnoException, { host, port }: { host: string; port: number }): unknown {
+  const why = refusals[error.code ?? ''];
+  if (!why) return error;
+  const message = `Cannot listen on ${host}:${port}: ${why}. Say another by --listen, or as "listen" in config.json`;
+  return new AppError('invalid_request', message, { value: `${host}:${port}` }, { cause: error });
 }

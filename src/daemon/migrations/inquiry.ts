@@ -18,7 +18,7 @@ import type { Managed } from '../vms/registry.ts';
 import { linkBpsOf, uplinkBpsOf } from './forecast.ts';
 import type { HalfParts } from './half.ts';
 import type { PeerSide } from './peer-side.ts';
-import { chooseRelays, defaultReplicas } from './relays.ts';
+import { chooseRelays, defaultReplicas, describeRelays } from './relays.ts';
 
 type MigrateVm = Static<typeof schemas.MigrateVm>;
 
@@ -108,6 +108,7 @@ export class Inquiry {
       if (found && found.problems.length > 0 && wanted === 'auto')
         choice = withoutRelays(choice, answer.canPostcopy ?? false);
       const isRelayed = choice.engine === 'relayed' && found;
+      if (isRelayed) choice = { ...choice, reason: `${choice.reason}; ${describeRelays(found.relayed)}` };
       const options = {
         ...optionsOf(request, storage, choice),
         ...(isRelayed ? { relayed: found.relayed } : {}),

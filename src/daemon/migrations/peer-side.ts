@@ -52,7 +52,10 @@ export class PeerSide {
   find(reference: string): Peer {
     const found = this.#fleet.peers().find(({ id, name }) => id === reference || name === reference);
     if (found) return found;
-    throw new AppError('not_found', `There is no peer '${reference}'`, { kind: 'peer', name: reference });
+    const { id, name } = this.#identity();
+    const itself = reference === id || reference === name ? ': that is this cloudlet itself' : '';
+    const message = `There is no peer '${reference}'${itself}`;
+    throw new AppError('not_found', message, { kind: 'peer', name: reference });
   }
 
   /** What does not fit for the VM to come there, and whether its image is there. */

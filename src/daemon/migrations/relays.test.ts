@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { newId } from '../../model/ids.ts';
 import { GiB } from '../../model/units.ts';
-import { relaysForDisk } from './relays.ts';
+import { describeRelays, relaysForDisk } from './relays.ts';
 
 const offers = (...freeBytes: number[]) =>
   freeBytes.map((bytes, index) => ({ id: newId(), name: `r${index + 1}`, freeBytes: bytes }));
@@ -21,4 +21,14 @@ test('it does not where they lend too little, or only one lends much', () => {
   assert.equal(names(offers(100 * GiB, GiB / 2), wanted), undefined);
   assert.equal(names(offers(GiB, GiB), wanted), undefined, 'no room for what is written meanwhile');
   assert.equal(names([], { diskBytes: 0, replicas: 1 }), undefined);
+});
+
+test('who holds what is said for people', () => {
+  const relays = offers(GiB, GiB);
+  assert.equal(describeRelays({ relays, replicas: 1 }), 'relays: r1, r2, each part on 1');
+  const custodian = { id: newId(), name: 'east' };
+  assert.equal(
+    describeRelays({ relays, replicas: 2, diskRelays: relays, custodian }),
+    'relays: r1, r2, each part on 2; its disk goes there, too; custodian: east',
+  );
 });

@@ -68,11 +68,23 @@ export async function chooseRelays(
             field: 'relays',
             value: relays.map(({ name }) => name).join(' '),
             wanted: `at least ${replicas} peers that lend memory`,
-            message: `Of ${asked.length} peers ${relays.length} lend memory now, and each part is to be held by ${replicas}`,
+            message:
+              `Of ${asked.length} peers ${relays.length} lend memory now${namesOf(relays)}, and each part is to be held by ` +
+              `${replicas}. Others lend by \`viper relay on\`; destination and custodian cannot be relays`,
           },
         ];
   const kept = custodian && { custodian: { id: custodian.id, name: custodian.name } };
   return { relayed: { relays, replicas, ...kept, ...(diskRelays && { diskRelays }) }, problems };
+}
+
+/** For people: who holds what. */
+export function describeRelays({ relays, replicas, custodian, diskRelays }: RelayedOptions): string {
+  const names = relays.map(({ name }) => name).join(', ');
+  return [
+    `relays: ${names}, each part on ${replicas}`,
+    ...(diskRelays ? ['its disk goes there, too'] : []),
+    ...(custodian ? [`custodian: ${custodian.name}`] : []),
+  ].join('; ');
 }
 
 /**
@@ -93,6 +105,9 @@ export function relaysForDisk(
   if (relays.length < replicas || roomBytes < replicas * copyBytes) return undefined;
   return relays.map(({ id, name }) => ({ id, name }));
 }
+
+const namesOf = (relays: readonly { name: string }[]): string =>
+  relays.length === 0 ? '' : ` (${relays.map(({ name }) => name).join(', ')})`;
 
 type Lent = Partial<Static<typeof schemas.Cloudlet>['relay']>;
 

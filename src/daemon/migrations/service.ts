@@ -348,5 +348,7 @@ export class MigrationService {
 
 function refused(vm: VmToMove, peer: { name: string }, problems: Problem[]): AppError {
   const list = problems.map(({ message }) => message).join('; ');
-  return new AppError('migration_refused', `${peer.name} cannot take VM '${vm.name}': ${list}`, { problems });
+  return new AppError('migration_refused', `VM '${vm.name}' cannot go to ${peer.name}: ${list}`, {
+    problems,
+  });
 }
