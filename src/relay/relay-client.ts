@@ -73,6 +73,12 @@ export class RelayClient {
     return this.#passingBytes;
   }
 
+  /** The shortest way there and back that was seen; `undefined` where nobody measures it. */
+  get leastRttMs(): number | undefined {
+    const { stats } = this.#session as { stats?: { leastRttMs: number | null } };
+    return stats?.leastRttMs ?? undefined;
+  }
+
   /** How fast slabs were taken lately; `undefined` before the first. */
   get bytesPerSecond(): number | undefined {
     return this.#rate.bytesPerSecond;

@@ -277,6 +277,7 @@ export class Merger {
   async #attempt(relay: number, { slab, first, last, urgent }: Wish): Promise<Buffer[]> {
     const end = this.#ends[relay]!;
     const startedAt = performance.now();
+    const isAlone = this.#ends.every(({ inFlight }) => inFlight === 0);
     end.inFlight += 1;
     try {
       const client = await this.#client(relay);
@@ -286,12 +287,15 @@ export class Merger {
           'not_found',
           `Slab ${slab.slab} is not at relay ${relay + 1} of ${this.#ends.length}`,
         );
+      const tookMs = performance.now() - startedAt;
+      if (isAlone && client.leastRttMs !== undefined)
+        this.#window.noteParts(last - first + 1, tookMs - client.leastRttMs);
       let at = 0;
       const bodies = slab.parts.slice(first, last + 1).map((bytes, index) => {
         at += bytes;
         return this.#seal.open(slab.slab, first + index, sealed.subarray(at - bytes, at));
       });
-      end.latencyMs += (performance.now() - startedAt - end.latencyMs) / 4;
+      end.latencyMs += (tookMs - end.latencyMs) / 4;
       return bodies;
     } catch (error) {
       if (error instanceof AppError && error.code === 'image_corrupt') this.#statistics.wrong += 1;

@@ -14,14 +14,17 @@ const aging = 1.0005;
 /** After so many slabs one goes alone. */
 const aloneEvery = 400;
 const smoothing = 0.2;
-/** What may come between two pages that a guest asks for one after the other. */
+/** So long a link may be busy between two pages that a guest asks for one after the other. */
 const betweenMs = 40;
+const typicalParts = 8;
 
 export class PullWindow {
   #slabs = 4;
   #shortestMs = Number.POSITIVE_INFINITY;
   #typicalMs = 0;
   #sinceAlone = 0;
+  /** What a part takes on the link alone; 0 before the first. */
+  #partMs = 0;
 
   get slabs(): number {
     return this.#sinceAlone >= aloneEvery ? 1 : Math.floor(this.#slabs);
@@ -34,12 +37,18 @@ export class PullWindow {
 
   /** While the guest asks for one page after the other: whether a slab is more than may come in between. */
   get isSlow(): boolean {
-    return Number.isFinite(this.#shortestMs) && this.#shortestMs > betweenMs;
+    return this.partsBetween(typicalParts) < typicalParts;
   }
 
   /** And how much of one that has so many parts may. */
   partsBetween(parts: number): number {
-    return this.isSlow ? Math.max(1, Math.floor((parts * betweenMs) / this.#shortestMs)) : parts;
+    return this.#partMs === 0 ? parts : Math.min(parts, Math.max(1, Math.floor(betweenMs / this.#partMs)));
+  }
+
+  /** So many parts have come, while nothing else was on its way, so long after the first byte of them could. */
+  noteParts(parts: number, tookMs: number): void {
+    const partMs = Math.max(0.01, tookMs / parts);
+    this.#partMs = this.#partMs === 0 ? partMs : this.#partMs + smoothing * (partMs - this.#partMs);
   }
 
   /** A slab has come after so long; `wasAlone`: no other was on its way when it was asked for. */
