@@ -59,12 +59,15 @@ export class DestinationMigration {
   readonly #retry: NodeJS.Timeout;
   readonly #abort = new AbortController();
   #stopped = false;
+  /** After a start of the daemon: what its QEMU has come to is known. */
+  #hasLooked: boolean;
 
   constructor(options: DestinationMigrationOptions) {
     const { vm, state, machine = null, silent, surroundings, retryMs = 1000, ticketMs = 60_000 } = options;
     const { signal } = this.#abort;
     const escrow = surroundings.merging?.escrow;
     this.#around = surroundings;
+    this.#hasLooked = state.name === 'absent';
     this.#custody = escrow && new Custody(escrow, signal);
     this.#engine = new Engine({
       state,
@@ -119,8 +122,8 @@ export class DestinationMigration {
 
   /** Takes a message of the source. */
   async receive(message: ToDestination): Promise<void> {
-    // It will be said again when QEMU answers.
-    if (this.#arrival.isSilent) return;
+    // It will be said again: the source's last word would end this before what was for the way is put away.
+    if (this.#arrival.isSilent || !this.#hasLooked) return;
     if (message.name !== 'prepare') return this.#engine.dispatch(message);
     if (this.state.name === 'absent') {
       const problems = await this.#around.check();
@@ -149,6 +152,7 @@ export class DestinationMigration {
   async restart(): Promise<void> {
     const isDiskKnown = await this.#arrival.findWritten();
     const looked = await this.#arrival.look();
+    this.#hasLooked = true;
     const { complete } = looked;
     // Without its disk it is as one that has not come.
     const found = isDiskKnown || this.state.name !== 'waiting' ? looked.found : 'waiting';
