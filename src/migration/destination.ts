@@ -150,9 +150,9 @@ export class DestinationMigration {
 
   /** Goes on from the journal after the daemon was away. */
   async restart(): Promise<void> {
-    const isDiskKnown = await this.#arrival.findWritten();
-    const looked = await this.#arrival.look();
-    this.#hasLooked = true;
+    const { isDiskKnown, ...looked } = await this.#look().finally(() => {
+      this.#hasLooked = true;
+    });
     const { complete } = looked;
     // Without its disk it is as one that has not come.
     const found = isDiskKnown || this.state.name !== 'waiting' ? looked.found : 'waiting';
@@ -171,6 +171,11 @@ export class DestinationMigration {
     if (found === 'loaded' || found === 'running' || (found === 'waiting' && hasArrived))
       this.#arrival.watchCompletion();
     await this.#tellEnd({ name: 'restarted', found, complete, divided }, complete || found === 'gone');
+  }
+
+  async #look() {
+    const isDiskKnown = await this.#arrival.findWritten();
+    return { isDiskKnown, ...(await this.#arrival.look()) };
   }
 
   /** An operator's word that the source will not run the VM; or, where it has ended, that nobody is to go on with it. */

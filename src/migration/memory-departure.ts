@@ -49,6 +49,8 @@ export class MemoryDeparture {
   /** Relays need not wait for the destination. */
   openRelays(): void {
     this.#opening ??= this.#openDivider();
+    // Whoever carries waits for it, if anybody does.
+    this.#opening.catch(() => {});
   }
 
   /** Without `qemu` a post-copy goes on, out of the memory alone. Resolves when the destination has everything. */

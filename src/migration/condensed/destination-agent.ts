@@ -256,14 +256,14 @@ export class DestinationAgent {
 
   /** Only in a memory that QEMU has emptied is a page of zeroes nothing to write. */
   async #beginToPlace({ memory }: Placing, table: BlockTable): Promise<void> {
-    // Its thread starts meanwhile.
-    const placed = new PlacedPages(memory.writerOf(this.#rebuilder!.made), table.pages);
-    this.#ended.use(placed);
-    const emptied = this.#answers!.pong(emptyPing);
-    await this.#feed!.between(ping(emptyPing));
-    await emptied;
     try {
       memory.use(table);
+      // Its thread starts while QEMU empties its memory.
+      const placed = new PlacedPages(memory.writerOf(this.#rebuilder!.made), table.pages);
+      this.#ended.use(placed);
+      const emptied = this.#answers!.pong(emptyPing);
+      await this.#feed!.between(ping(emptyPing));
+      await emptied;
       await placed.begin();
       this.#placed = placed;
     } catch (error) {
@@ -370,9 +370,13 @@ export class DestinationAgent {
       );
     });
     const devices = postcopyPackage(devicesOf(tail), lastPing);
-    if (this.#placed) {
-      await Promise.all([this.#placed.whole(), this.#options.placing!.keep(this.#missing.toBytes())]);
+    const placed = this.#placed;
+    if (placed) {
+      await Promise.all([placed.whole(), this.#options.placing!.keep(this.#missing.toBytes())]);
       this.#given = new PageSet(this.#table!.pages);
+      // From now on pages come through the stream alone.
+      this.#placed = undefined;
+      void placed[Symbol.asyncDispose]();
     }
     this.#state = 'lacking';
     await this.#feed!.between(Buffer.concat([...discards, ping(2), devices]));
@@ -400,6 +404,7 @@ export class DestinationAgent {
 
   /** Pages that are missing, each asked for once. */
   #want(pages: readonly number[]): void {
+    if (pages.length === 0) return;
     const wanted: number[] = [];
     for (const page of pages) {
       if (!this.#asked.add(page)) continue;
@@ -421,6 +426,8 @@ export class DestinationAgent {
   }
 
   #ask(pages: readonly number[], plain: boolean): void {
+    // The link has ended, and whatever this is about has come.
+    if (this.#state === 'done') return;
     const body = Buffer.alloc(1 + pages.length * 4);
     body[0] = Number(plain);
     for (const [index, page] of pages.entries()) body.writeUInt32BE(page, 1 + index * 4);

@@ -12,8 +12,9 @@ const mostFrames = 4;
 const smoothing = 0.2;
 /** Below this in flight a link may be idle, and what it delivered says nothing of what it could. */
 const busyBytes = 256 * KiB;
-/** What a link delivers in its slow start says nothing either: it doubles with each round trip. */
+/** What a link delivers in its slow start says nothing either: it doubles with each round trip, until so much is through. */
 const startBytes = MiB;
+const startMs = 1000;
 const shallowPollMs = 2;
 
 export interface OutboxOptions {
@@ -38,6 +39,7 @@ export class Outbox {
   readonly #options: OutboxOptions;
   readonly #waiting: (() => void)[] = [];
   readonly #failed = Promise.withResolvers<never>();
+  #failure: Error | undefined;
   #frames = 0;
   /** Of them: those that are still being made, and the bytes of those that are not. */
   #making = 0;
@@ -48,8 +50,8 @@ export class Outbox {
   #lateMs = 0;
   /** What the link delivered when it was last seen to be busy. */
   #busyBps = 0;
-  /** What it had delivered when it was first seen to be busy without a break. */
-  #busyFrom: number | undefined;
+  /** When it was first seen to be busy without a break, and what it had delivered then. */
+  #busySince: { bytes: number; at: number } | undefined;
   sentBytes = 0;
   /** Of all frames that were made, whether they have been sent or not. */
   madeBytes = 0;
@@ -57,11 +59,11 @@ export class Outbox {
   constructor(options: OutboxOptions) {
     this.#options = options;
     this.#failed.promise.catch(() => {});
-    const fail = () => this.#failed.reject(new Error('The link is closed'));
-    if (options.signal.aborted) fail();
-    options.signal.addEventListener('abort', fail, { once: true });
+    const close = () => this.#fail(new Error('The link is closed'));
+    if (options.signal.aborted) close();
+    options.signal.addEventListener('abort', close, { once: true });
     // It may break when nobody reads or writes it any more.
-    options.link.on('error', (error) => this.#failed.reject(error));
+    options.link.on('error', (error) => this.#fail(error));
   }
 
   /** Beside the few frames that keep it going, more may wait that are made already, as far as there is a reserve. */
@@ -82,19 +84,34 @@ export class Outbox {
     const stats = statsOf(this.#options.link);
     if (!stats) return this.#lateBytes === 0 ? undefined : (this.#lateBytes * 1000) / this.#lateMs;
     const { deliveryRateBps, sentBytes, unacknowledgedBytes, unsentBytes } = stats;
-    if (unacknowledgedBytes + unsentBytes < busyBytes) this.#busyFrom = undefined;
+    if (unacknowledgedBytes + unsentBytes < busyBytes) this.#busySince = undefined;
     else {
-      const deliveredBytes = sentBytes - unacknowledgedBytes;
-      this.#busyFrom ??= deliveredBytes;
-      if (deliveredBytes - this.#busyFrom >= startBytes && deliveryRateBps > 0)
-        this.#busyBps = deliveryRateBps;
+      const [bytes, at] = [sentBytes - unacknowledgedBytes, performance.now()];
+      this.#busySince ??= { bytes, at };
+      const isStarted = bytes - this.#busySince.bytes >= startBytes || at - this.#busySince.at >= startMs;
+      if (isStarted && deliveryRateBps > 0) this.#busyBps = deliveryRateBps;
     }
     return this.#busyBps === 0 ? undefined : this.#busyBps / 8;
   }
 
-  /** Rejects when something could not be sent, or at the end. */
+  /**
+   * Rejects when something could not be sent, or at the end. Not for a race that is run again and again: what is hung on
+   * it stays until then.
+   */
   get failed(): Promise<never> {
     return this.#failed.promise;
+  }
+
+  /** Resolves after so long. Throws as `failed` does, by then. */
+  async pause(ms: number): Promise<void> {
+    await delay(ms, this.#options.signal);
+    if (this.#failure) throw this.#failure;
+  }
+
+  #fail(error: Error): void {
+    this.#failure ??= error;
+    this.#failed.reject(error);
+    this.#wake();
   }
 
   /** Resolves when the link has taken it, or can take nothing any more. A function is asked when its turn comes. */
@@ -122,7 +139,7 @@ export class Outbox {
         this.#readyBytes -= sizeOf(pieces);
         await this.#write(pieces);
       })
-      .catch((error) => this.#failed.reject(error))
+      .catch((error) => this.#fail(error))
       .finally(() => {
         this.#frames -= 1;
         this.#wake();
@@ -132,9 +149,11 @@ export class Outbox {
 
   /** Resolves when something has changed: a frame was made or sent, or somebody says so by `kick`. */
   async change(): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#waiting.push(resolve);
-    await Promise.race([promise, this.#failed.promise]);
+    if (!this.#failure)
+      await new Promise<void>((resolve) => {
+        this.#waiting.push(resolve);
+      });
+    if (this.#failure) throw this.#failure;
   }
 
   kick(): void {
@@ -160,8 +179,7 @@ export class Outbox {
   async #write(pieces: readonly Uint8Array[]): Promise<void> {
     const { link, signal, limitBps } = this.#options;
     const startedAt = performance.now();
-    while (this.#options.isUrgent?.() && !isShallow(link))
-      await Promise.race([delay(shallowPollMs, signal), this.#failed.promise]);
+    while (this.#options.isUrgent?.() && !isShallow(link)) await this.pause(shallowPollMs);
     const written = Promise.withResolvers<void>();
     link.cork();
     for (const [index, piece] of pieces.entries())

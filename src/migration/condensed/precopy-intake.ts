@@ -130,7 +130,7 @@ export class PrecopyIntake {
       else isPlain = this.#isUnknown(bytes);
       sender.flushIfIdle();
       // What is only noted needs no room.
-      while (course.state === 'copying' && !outbox.hasRoom) await outbox.change();
+      while ((isPlain || course.state === 'copying') && !outbox.hasRoom) await outbox.change();
       if (this.#precopy.takeSectionEnd() && rounds.isSampling && !this.isSampled)
         await Promise.race([delay(sampleRoundMs, signal), outbox.failed]);
     }

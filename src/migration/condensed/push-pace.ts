@@ -3,7 +3,6 @@
  * page that the guest waits for stands behind it; and next to nothing while the guest asks for one page after the other.
  */
 import type { Duplex } from 'node:stream';
-import { delay } from '../../qmp/index.ts';
 import { pageBytes } from '../../stream/index.ts';
 import { isClear, isShallow, statsOf } from './in-flight.ts';
 import type { Outbox } from './outbox.ts';
@@ -84,7 +83,6 @@ export class PushPace {
 
   /** Before one looks at the link again. */
   async pause(): Promise<void> {
-    const { outbox, signal } = this.#options;
-    await Promise.race([delay(shallowPollMs, signal), outbox.failed]);
+    await this.#options.outbox.pause(shallowPollMs);
   }
 }

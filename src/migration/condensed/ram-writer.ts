@@ -28,26 +28,15 @@ export class RamWriter implements AsyncDisposable {
   readonly #waiting: { bytes: number; settle: PromiseWithResolvers<void> }[] = [];
   #failure: Error | undefined;
 
-  /** The file must stay open for as long as this is there. */
+  /** The file must stay open for as long as this is there. Throws `unsupported` when no thread can be had. */
   constructor(workerData: RamWriterData) {
-    const extension = path.extname(import.meta.filename);
-    const file = new URL(`./ram-writer-thread${extension}`, import.meta.url);
-    this.#worker = new Worker(file, { workerData, resourceLimits });
-    this.#worker.on('error', (error) => this.#fail(error));
-    this.#worker.on('exit', () => this.#fail(new Error('the thread that writes memory has ended')));
+    this.#worker = startThread(workerData);
+    this.#worker.on('error', (error) => this.#fail(error.message));
+    this.#worker.on('exit', () => this.#fail('its thread has ended'));
     this.#worker.on('message', (written: FromRamWriter) => {
-      const { bytes, settle } = this.#waiting.shift()!;
-      if (written === bytes) settle.resolve();
-      else
-        settle.reject(
-          new AppError(
-            'unsupported',
-            `Write the memory of the VM: ${written} bytes of ${bytes} could be written`,
-            {
-              missing: 'guest-memory',
-            },
-          ),
-        );
+      const { bytes, settle } = this.#waiting.shift() ?? {};
+      if (written === bytes) settle?.resolve();
+      else settle?.reject(unwritable(`${written} bytes of ${bytes} could be written`));
     });
   }
 
@@ -64,12 +53,25 @@ export class RamWriter implements AsyncDisposable {
     return settle.promise;
   }
 
-  #fail(error: Error): void {
-    this.#failure ??= error;
-    for (const { settle } of this.#waiting.splice(0)) settle.reject(error);
+  #fail(why: string): void {
+    this.#failure ??= unwritable(why);
+    for (const { settle } of this.#waiting.splice(0)) settle.reject(this.#failure);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#worker.terminate();
   }
 }
+
+function startThread(workerData: RamWriterData): Worker {
+  const extension = path.extname(import.meta.filename);
+  const file = new URL(`./ram-writer-thread${extension}`, import.meta.url);
+  try {
+    return new Worker(file, { workerData, resourceLimits });
+  } catch (error) {
+    throw unwritable((error as Error).message);
+  }
+}
+
+const unwritable = (why: string): AppError =>
+  new AppError('unsupported', `Write the memory of the VM: ${why}`, { missing: 'guest-memory' });

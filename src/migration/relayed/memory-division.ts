@@ -142,6 +142,7 @@ export class MemoryDivision implements RelaysPart {
   /** The destination takes what it can, and relays the rest. */
   async serve(requests: PageRequests, pusher: PagePusher): Promise<void> {
     const { course, divider, pages, sender, signal } = this.#options;
+    sender.outbox.failed.catch(() => course.wake());
     while (!course.isEnded) {
       const { woken } = course;
       const isPending = pages.pending.size > 0;
@@ -153,7 +154,7 @@ export class MemoryDivision implements RelaysPart {
         if (!isPending) this.#tellDivided();
         const isLinkAwaited = isPending && requests.isEmpty;
         const pause = isLinkAwaited ? delay(shallowPollMs, signal) : woken;
-        await Promise.race([pause, woken, sender.outbox.failed]);
+        await Promise.race([pause, woken]);
         course.rearm();
       }
       // What came in meanwhile is heard.
@@ -164,7 +165,7 @@ export class MemoryDivision implements RelaysPart {
 
   #tellDivided(): void {
     const { divider, sender } = this.#options;
-    if (!divider.isSettled || this.#isDivided) return;
+    if (!divider.isSettled || this.#isDivided || !this.#hasBegun) return;
     this.#isDivided = true;
     sender.outbox.send(encodeFrame(frame.divided, encodeWord(divider.size)));
   }

@@ -281,21 +281,23 @@ export class Merger {
     end.inFlight += 1;
     try {
       const client = await this.#client(relay);
+      // Not what it takes to open a session.
+      const askedAt = performance.now();
       const sealed = await client.get(slab.slab, { ...rangeOf(slab, first, last), urgent });
       if (!sealed)
         throw new AppError(
           'not_found',
           `Slab ${slab.slab} is not at relay ${relay + 1} of ${this.#ends.length}`,
         );
-      const tookMs = performance.now() - startedAt;
+      const endedAt = performance.now();
       if (isAlone && client.leastRttMs !== undefined)
-        this.#window.noteParts(last - first + 1, tookMs - client.leastRttMs);
+        this.#window.noteParts(last - first + 1, endedAt - askedAt - client.leastRttMs);
       let at = 0;
       const bodies = slab.parts.slice(first, last + 1).map((bytes, index) => {
         at += bytes;
         return this.#seal.open(slab.slab, first + index, sealed.subarray(at - bytes, at));
       });
-      end.latencyMs += (tookMs - end.latencyMs) / 4;
+      end.latencyMs += (endedAt - startedAt - end.latencyMs) / 4;
       return bodies;
     } catch (error) {
       if (error instanceof AppError && error.code === 'image_corrupt') this.#statistics.wrong += 1;

@@ -471,3 +471,56 @@ async function until(condition: () => boolean): Promise<void> {
   for (const deadline = Date.now() + 20_000; !condition(); await sleep(5))
     assert.ok(Date.now() < deadline, 'waited in vain');
 }
+
+/** Its guest touches a page that has come, when QEMU has everything and has not read its last bytes yet. */
+class LateQemu extends FakeQemu {
+  hasAsked = false;
+
+  override _write(bytes: Buffer, encoding: BufferEncoding, done: (error?: Error) => void): void {
+    super._write(bytes, encoding, (error) => {
+      done(error);
+      if (!this.isPostcopy || this.tail.length === 0 || this.hasAsked) return;
+      this.hasAsked = true;
+      const { name: blockName } = this.ram.table().blocks[0]!;
+      const startByte = 3 * pageBytes;
+      setImmediate(() => this.answer({ name: 'request-pages', startByte, bytes: pageBytes, blockName }));
+    });
+  }
+}
+
+test('a QEMU that asks when everything has come without relays is no reason to ask the source', async () => {
+  const [ram, arrived] = [filledRam(), new FakeRam(pages)];
+  const qemu = new LateQemu(arrived);
+  const [near, far] = linkPair();
+  const divider = new Divider({ migrationId: newId(), replicas: 2, relays: [] });
+  await divider.open();
+  const source = new SourceAgent({
+    qemu: sourceStream(ram, { rounds: [allPages(ram)] }),
+    link: near,
+    memory: ram,
+    mode: 'postcopy',
+    drainAtOnce: true,
+    openIndex: async () => undefined,
+    limitBps: () => undefined,
+    statistics: noStatistics(),
+    divider,
+  });
+  const destination = new DestinationAgent({
+    qemu,
+    link: far,
+    memory: arrived,
+    sets: [],
+    openReader: async () => undefined,
+    merging: {
+      openRelay: () => Promise.reject(new Error('there is no relay')),
+      keep: async () => {},
+      onDivided: () => {},
+      onLost: () => {},
+    },
+  });
+  await Promise.all([source.run(), destination.run()]);
+  divider.end({ drop: false });
+  assert.ok(qemu.hasAsked);
+  for (let page = 0; page < pages; page++)
+    assert.ok(ram.page(page).equals(arrived.page(page)), `page ${page}`);
+});
