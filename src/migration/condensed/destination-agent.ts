@@ -194,8 +194,11 @@ export class DestinationAgent {
     for await (const { type, body } of framesOf(link)) {
       if (type !== frame.batch) await this.#turn;
       if (this.#state === 'done') continue;
-      if (type === frame.mark && this.#hello) link.write(encodeFrame(frame.marked, Buffer.from(body)));
-      else if (type === frame.hello && !this.#hello) await this.#open(parseHello(body));
+      if (type === frame.mark && this.#hello) {
+        const number = Buffer.from(body);
+        await this.#placed?.whole();
+        link.write(encodeFrame(frame.marked, number));
+      } else if (type === frame.hello && !this.#hello) await this.#open(parseHello(body));
       else if (!this.#hello) throw agentError(`a frame of type ${type} before its hello`);
       else if (type === frame.rest && !this.#table) await this.#rest(body);
       else if (type === frame.opening && !this.#opening) this.#opening = Buffer.from(body);
