@@ -58,9 +58,11 @@ export class DeviceWatch implements Disposable {
     return this.#state.lan;
   }
 
-  /** RTTs that the device measured itself and told of late. */
+  /** RTTs that the device measured itself and told of late. Of one that is lost they say where it was. */
   reported(): Map<Uuid, number> {
-    const since = this.#now() - reportFreshMs;
+    const now = this.#now();
+    if (now - this.#state.heardAtMs >= this.#options.policy.lostAfterMs) return new Map();
+    const since = now - reportFreshMs;
     return new Map(
       [...this.#reported].flatMap(([id, { rttMs, atMs }]) => (atMs >= since ? [[id, rttMs] as const] : [])),
     );
