@@ -88,3 +88,14 @@ test('a link that has little to carry is as fast as it was when it was busy, or 
   stats.deliveryRateBps = 800_000;
   assert.equal(world.outbox.speed, 10_000_000);
 });
+
+test('a link that a limit holds back is as fast as the limit', async () => {
+  let limitBps: number | undefined = 80_000_000;
+  using world = await opened({ limitBps: () => limitBps });
+  await frames(world.outbox, 1, 40_000);
+  await world.link.take();
+  await world.outbox.room(0);
+  assert.equal(world.outbox.speed, 10_000_000);
+  limitBps = undefined;
+  assert.equal(world.outbox.speed, undefined);
+});

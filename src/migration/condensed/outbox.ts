@@ -50,6 +50,8 @@ export class Outbox {
   #lateMs = 0;
   /** What the link delivered when it was last seen to be busy. */
   #busyBps = 0;
+  /** The link took the last frame that was not small sooner than the limit allows. */
+  #isLimited = false;
   /** When it was first seen to be busy without a break, and what it had delivered then. */
   #busySince: { bytes: number; at: number } | undefined;
   sentBytes = 0;
@@ -91,6 +93,8 @@ export class Outbox {
       const isStarted = bytes - this.#busySince.bytes >= startBytes || at - this.#busySince.at >= startMs;
       if (isStarted && deliveryRateBps > 0) this.#busyBps = deliveryRateBps;
     }
+    const limitBps = this.#isLimited ? this.#options.limitBps() : undefined;
+    if (limitBps !== undefined) return Math.min(this.#busyBps || limitBps, limitBps) / 8;
     return this.#busyBps === 0 ? undefined : this.#busyBps / 8;
   }
 
@@ -195,9 +199,11 @@ export class Outbox {
     const limit = limitBps();
     const dueMs = limit === undefined ? 0 : (frameBytes * 8000) / limit;
     const tookMs = performance.now() - startedAt;
-    if (dueMs > tookMs + 1) await delay(dueMs - tookMs, signal);
+    const isLimited = dueMs > tookMs + 1;
+    if (isLimited) await delay(dueMs - tookMs, signal);
     // Small frames vanish in buffers, and say nothing.
     if (frameBytes <= 32_768) return;
+    this.#isLimited = isLimited;
     this.#lateBytes = this.#lateBytes * (1 - smoothing) + frameBytes;
     this.#lateMs = this.#lateMs * (1 - smoothing) + Math.max(0.05, performance.now() - startedAt);
   }
