@@ -20,9 +20,11 @@ for (const mode of ['precopy', 'hybrid', 'postcopy'] satisfies MigrationMode[])
     await checked(pair.destination.machine!);
     assert.deepEqual(pair.failures, []);
     assert.equal(result.condensed?.fallback, undefined);
-    // Few: memory may refer to a block of the disk that the guest writes again at that moment.
-    const { repairedPages, guestBytes } = result.condensed!;
-    assert.ok(repairedPages < guestBytes / 4096 / 100, `${repairedPages} pages were repaired`);
+    // Few: memory may refer to a block of the disk that the guest writes again at that moment, and with it goes all that
+    // its batch refers to. The set is given up after eight batches, and most references are copies and deltas.
+    const { repairedPages, guestBytes, pages } = result.condensed!;
+    const few = Math.max(guestBytes / 4096 / 100, (pages.set + pages.copy + pages.delta) / 5);
+    assert.ok(repairedPages < few, `${repairedPages} pages were repaired, wanted fewer than ${few}`);
     assert.ok(result.condensed!.pages.set > 0, 'memory refers to the disk');
     // Much of this guest's memory is random, by its own tests.
     assert.ok(result.condensed!.wireBytes < result.condensed!.guestBytes);
