@@ -28,7 +28,7 @@ export class PageFileWriter implements AsyncDisposable {
   readonly #file: string;
   readonly #handle: FileHandle;
   readonly #pageCount: number;
-  /** Made once: from the bytes of a key node:crypto takes 20 us for each page, from this 2. */
+  /** Made once: of the bytes of a key node:crypto makes one for each page, which took it most of the time. */
   readonly #key: KeyObject;
   readonly #written: Uint8Array;
   #writtenBytes = headerBytes;

@@ -64,7 +64,6 @@ export class DiskSource implements Backend {
   /** The last batch that has the block, of those that are not taken. */
   readonly #lastBatch = new Map<number, number>();
   readonly #flushes = new Map<number, () => void>();
-  readonly #waiting: (() => void)[] = [];
   #batch = new PageBatch();
   readonly #inBatch = new Set<number>();
   #condenser: Condenser | undefined;
@@ -120,7 +119,6 @@ export class DiskSource implements Backend {
       this.#abort.abort();
       clearTimeout(this.#calm);
       qemu.destroy();
-      for (const wake of this.#waiting.splice(0)) wake();
       for (const set of this.#sets) await set[Symbol.asyncDispose]();
     }
   }
@@ -307,7 +305,7 @@ export class DiskSource implements Backend {
     if (missed.length > 0) this.#sendBatch(true);
     for (const block of taken.places.keys())
       if (this.#lastBatch.get(block) === number) this.#lastBatch.delete(block);
-    for (const wake of this.#waiting.splice(0)) wake();
+    this.#outbox.kick();
   }
 
   async #listen(frames: AsyncIterable<{ type: number; body: Buffer }>): Promise<never> {
@@ -326,11 +324,7 @@ export class DiskSource implements Backend {
   /** Until the queue is short enough for another write. */
   async #room(): Promise<void> {
     await this.#outbox.room();
-    while (this.#untaken.length >= mostUntaken && !this.#abort.signal.aborted) {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      this.#waiting.push(resolve);
-      await Promise.race([promise, this.#outbox.failed]);
-    }
+    while (this.#untaken.length >= mostUntaken && !this.#abort.signal.aborted) await this.#outbox.change();
   }
 }
 

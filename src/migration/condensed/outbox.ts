@@ -40,6 +40,8 @@ export class Outbox {
   readonly #waiting: (() => void)[] = [];
   readonly #failed = Promise.withResolvers<never>();
   #failure: Error | undefined;
+  /** Of the frame that is being written. */
+  #written: PromiseWithResolvers<void> | undefined;
   #frames = 0;
   /** Of them: those that are still being made, and the bytes of those that are not. */
   #making = 0;
@@ -115,6 +117,7 @@ export class Outbox {
   #fail(error: Error): void {
     this.#failure ??= error;
     this.#failed.reject(error);
+    this.#written?.reject(error);
     this.#wake();
   }
 
@@ -185,6 +188,9 @@ export class Outbox {
     const startedAt = performance.now();
     while (this.#options.isUrgent?.() && !isShallow(link)) await this.pause(shallowPollMs);
     const written = Promise.withResolvers<void>();
+    this.#written = written;
+    // It may have failed while this one was made.
+    if (this.#failure) written.reject(this.#failure);
     link.cork();
     for (const [index, piece] of pieces.entries())
       link.write(piece, (error) => {
@@ -192,7 +198,7 @@ export class Outbox {
         else if (index === pieces.length - 1) written.resolve();
       });
     link.uncork();
-    await Promise.race([written.promise, this.#failed.promise]);
+    await written.promise;
     this.#options.onSent?.(pieces);
     const frameBytes = sizeOf(pieces);
     this.sentBytes += frameBytes;

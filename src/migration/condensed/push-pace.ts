@@ -21,7 +21,6 @@ const shallowPollMs = 2;
 export interface PushPaceOptions {
   link: Duplex;
   outbox: Outbox;
-  signal: AbortSignal;
 }
 
 export class PushPace {

@@ -125,7 +125,7 @@ export class SourceAgent {
     const reserveBytes = () => (isUrgent() || this.#refersToDisk ? 0 : mostReserveBytes);
     const sender = new BatchSender({ link, signal, limitBps, isUrgent, reserveBytes });
     const pages = new PendingPages({ memory, statistics });
-    const pace = new PushPace({ link, outbox: sender.outbox, signal });
+    const pace = new PushPace({ link, outbox: sender.outbox });
     const parts = { course, pages, sender, pace, statistics };
     const { dividesFirst = false } = options;
     const ofRelays = { divider, dividesFirst, dividesAll, rounds: this.#rounds, link, signal };
